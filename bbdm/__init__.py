@@ -1,0 +1,1 @@
+"""Brownian bridge diffusion: pseudo-SAR pictures of optical ships."""

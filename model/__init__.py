@@ -1,0 +1,1 @@
+"""The TransOSS re-identification model."""

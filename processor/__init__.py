@@ -1,0 +1,1 @@
+"""Train, extract features, fuse, evaluate."""

@@ -1,0 +1,1 @@
+"""Commands beside training and testing: `python -m tools.<name> --help`."""

@@ -1,0 +1,13 @@
+"""Errors that a user can mend; see docs/architecture.md, "Errors"."""
+
+
+class DataError(Exception):
+    """A file, folder or data set that cannot be used. The message names it and says what to do."""
+
+    exit_status = 1
+
+
+class CheckpointError(Exception):
+    """A weights file that cannot be read, or does not fit the model. The message names it."""
+
+    exit_status = 1
