@@ -1,0 +1,166 @@
+"""Every key of the configuration, with its default.
+
+Keys of the released programs keep their name, place and default; the one default that differs is MODEL.DEVICE ('auto' instead
+of 'cuda'). `docs/config.md` explains the keys; `docs/faithful.md` the differences.
+"""
+
+from yacs.config import CfgNode
+
+FLAGS = {
+    "MODEL.IF_LABELSMOOTH": ("on", "off"),
+    "MODEL.IF_WITH_CENTER": ("yes", "no"),
+    "TEST.FEAT_NORM": ("yes", "no"),
+}
+"""Keys that the released programs spell with words: (word for true, word for false)."""
+
+CHOICES = {
+    "MODEL.ID_LOSS_TYPE": ("softmax", "arcface", "cosface", "amsoftmax", "circle"),
+    "MODEL.METRIC_LOSS_TYPE": ("triplet",),
+    "MODEL.MODALITY_LOSS_TYPE": ("classwise", "global"),
+    "MODEL.NAME": ("transformer",),
+    "MODEL.NECK": ("bnneck", "no"),
+    "MODEL.PRETRAIN_CHOICE": ("imagenet", "clip", "finetune", "self", "none"),
+    "DATALOADER.SAMPLER": ("softmax", "softmax_triplet"),
+    "INPUT.SAR_DENOISE": ("percentile", "max"),
+    "SOLVER.AMP": ("auto", "off", "fp16", "bf16"),
+    "SOLVER.OPTIMIZER_NAME": ("SGD", "Adam", "AdamW"),
+    "TEST.NECK_FEAT": ("before", "after"),
+}
+"""Keys that take one of a few words."""
+
+UNUSED = {
+    "MODEL.COS_LAYER": "choose a margin head with MODEL.ID_LOSS_TYPE",
+    "MODEL.DIST_TRAIN": "start with torchrun to train on several devices",
+    "MODEL.LAST_STRIDE": "it belongs to a ResNet baseline",
+    "SOLVER.GAMMA": "it belongs to a multi-step schedule that no option selected",
+    "SOLVER.STEPS": "it belongs to a multi-step schedule that no option selected",
+    "SOLVER.WARMUP_METHOD": "the warm-up is linear",
+    "TEST.DIST_MAT": "distances are not kept whole",
+    "TEST.EVAL": "evaluation during training follows SOLVER.EVAL_PERIOD",
+}
+"""Released keys that are accepted and have no effect: why, or what to use instead."""
+
+
+def default_cfg() -> CfgNode:
+    """A fresh, mutable configuration that holds every key at its default."""
+    cfg = CfgNode()
+    cfg.MODEL = _model()
+    cfg.INPUT = _input()
+    cfg.DATASETS = _datasets()
+    cfg.DATALOADER = _dataloader()
+    cfg.SOLVER = _solver()
+    cfg.TEST = _test()
+    cfg.OUTPUT_DIR = ""
+    return cfg
+
+
+def _model() -> CfgNode:
+    node = CfgNode()
+    node.DEVICE = "auto"  # 'auto' | 'cpu' | 'cuda' | 'cuda:1' ...
+    node.DEVICE_ID = "0"  # which GPU a single process takes when DEVICE names none
+    node.NAME = "transformer"  # also the first part of checkpoint names
+    node.TRANSFORMER_TYPE = "None"  # 'vit_{base,small,tiny}_patch16_224_TransOSS'
+    node.STRIDE_SIZE = [16, 16]  # below the patch size 16: overlapping patches
+    node.PRETRAIN_CHOICE = "imagenet"  # what to take of PRETRAIN_PATH; 'none' (or False): nothing
+    node.PRETRAIN_PATH = ""
+    node.DROP_PATH = 0.1
+    node.DROP_OUT = 0.0
+    node.ATT_DROP_RATE = 0.0
+    node.MIE = False  # modality embedding
+    node.MIE_COE = 3.0
+    node.SSE = False  # ship-size embedding
+    node.PAIR = False  # contrastive pre-training on pairs
+    node.NECK = "bnneck"
+    node.COS_LAYER = False
+    node.LAST_STRIDE = 1
+    node.ID_LOSS_TYPE = "softmax"
+    node.ID_LOSS_WEIGHT = 1.0
+    node.IF_LABELSMOOTH = "on"
+    node.METRIC_LOSS_TYPE = "triplet"
+    node.TRIPLET_LOSS_WEIGHT = 1.0
+    node.NO_MARGIN = False  # True: soft-margin triplet
+    node.IF_WITH_CENTER = "no"
+    node.MODALITY_LOSS_WEIGHT = 0.1
+    node.MODALITY_LOSS_TYPE = "classwise"  # 'global': one alignment over the batch
+    node.MODALITY_LOSS_SQUARED = False  # True: the paper's squared norms
+    node.DIST_TRAIN = False
+    return node
+
+
+def _input() -> CfgNode:
+    node = CfgNode()
+    node.SIZE_TRAIN = [256, 128]  # height, width
+    node.SIZE_TEST = [256, 128]
+    node.PROB = 0.5  # horizontal flip
+    node.RE_PROB = 0.5  # random erasing
+    node.PADDING = 10
+    node.PIXEL_MEAN = [0.485, 0.456, 0.406]
+    node.PIXEL_STD = [0.229, 0.224, 0.225]
+    node.SAR_DENOISE = "percentile"  # 'percentile': MOS; 'max': TransOSS
+    node.SAR_LOW_PERCENT = 5.0
+    node.SAR_HIGH_PERCENT = 100.0
+    return node
+
+
+def _datasets() -> CfgNode:
+    node = CfgNode()
+    node.NAMES = "HOSS"
+    node.ROOT_DIR = "./data"
+    node.QUERY_ADD_DIR = ""  # generated samples of the query images
+    node.GALLERY_ADD_DIR = ""  # generated samples of the gallery images
+    return node
+
+
+def _dataloader() -> CfgNode:
+    node = CfgNode()
+    node.SAMPLER = "softmax"  # 'softmax_triplet': P identities x K images
+    node.NUM_INSTANCE = 16
+    node.NUM_WORKERS = 8
+    return node
+
+
+def _solver() -> CfgNode:
+    node = CfgNode()
+    node.OPTIMIZER_NAME = "Adam"
+    node.MAX_EPOCHS = 100
+    node.BASE_LR = 3e-4
+    node.BIAS_LR_FACTOR = 1
+    node.LARGE_FC_LR = False  # classifier at twice the rate
+    node.MOMENTUM = 0.9
+    node.WEIGHT_DECAY = 0.0005
+    node.WEIGHT_DECAY_BIAS = 0.0005
+    node.WARMUP_EPOCHS = 5
+    node.WARMUP_FACTOR = 0.01
+    node.WARMUP_METHOD = "linear"
+    node.STEPS = [40, 70]
+    node.GAMMA = 0.1
+    node.IMS_PER_BATCH = 64
+    node.MARGIN = 0.3
+    node.COSINE_MARGIN = 0.5
+    node.COSINE_SCALE = 30
+    node.CENTER_LR = 0.5
+    node.CENTER_LOSS_WEIGHT = 0.0005
+    node.CHECKPOINT_PERIOD = 10
+    node.EVAL_PERIOD = 10
+    node.LOG_PERIOD = 100
+    node.SEED = 1234
+    node.AMP = "auto"
+    node.RESUME = ""  # a last.pth to go on from
+    return node
+
+
+def _test() -> CfgNode:
+    node = CfgNode()
+    node.WEIGHT = ""
+    node.IMS_PER_BATCH = 128
+    node.NECK_FEAT = "after"
+    node.FEAT_NORM = "yes"
+    node.RE_RANKING = False
+    node.RE_RANKING_K1 = 50
+    node.RE_RANKING_K2 = 15
+    node.RE_RANKING_LAMBDA = 0.3
+    node.FUSION_TAU = 0.02
+    node.SAME_MODALITY_GALLERY = True  # False: images of the query's own modality leave its gallery
+    node.DIST_MAT = "dist_mat.npy"
+    node.EVAL = False
+    return node

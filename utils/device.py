@@ -1,0 +1,90 @@
+"""Which device a run takes, and in which precision it computes there."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from utils import distributed
+
+
+class DeviceError(ValueError):
+    """A device that is not there, or a precision that it cannot compute in."""
+
+    exit_status = 2
+
+
+def build_device(cfg) -> torch.device:
+    """The device of MODEL.DEVICE: 'auto' takes a GPU where there is one.
+
+    Under torchrun each process takes the GPU of its local rank; a single one that of MODEL.DEVICE or MODEL.DEVICE_ID.
+    """
+    return find_device(cfg.MODEL.DEVICE, device_id=cfg.MODEL.DEVICE_ID)
+
+
+def find_device(name: str, *, device_id: str = "0") -> torch.device:
+    """Check that the device `name` ('auto', 'cpu', 'cuda', 'cuda:1') is there, and give it its index."""
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if available else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"MODEL.DEVICE {name!r} is no device; it is 'auto', 'cpu' or 'cuda'") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise DeviceError(f"MODEL.DEVICE {name!r} is not supported; it is 'auto', 'cpu' or 'cuda'")
+    if not available:
+        raise DeviceError(f"MODEL.DEVICE is {name!r} and this machine offers no CUDA device; set MODEL.DEVICE cpu")
+    if distributed.is_launched():
+        index = distributed.local_rank()
+    elif device.index is not None:
+        index = device.index
+    else:
+        first = device_id.split(",")[0].strip()
+        if not first.isdigit():
+            raise DeviceError(f"MODEL.DEVICE_ID is {device_id!r}; it names GPUs by number, such as '0'")
+        index = int(first)
+    if index >= available:
+        raise DeviceError(
+            f"CUDA device {index} was asked for and this machine has {available}; see MODEL.DEVICE and MODEL.DEVICE_ID"
+        )
+    return torch.device("cuda", index)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the network computes; losses are always float32.
+
+    Attributes:
+        device_type: 'cpu' or 'cuda'.
+        dtype: float16, bfloat16, or None for float32 throughout.
+    """
+
+    device_type: str
+    dtype: torch.dtype | None = None
+
+    def autocast(self) -> AbstractContextManager:
+        """The context in which the network runs."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """The gradient scaler; float16 alone needs one, for the others it passes everything through."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.dtype is torch.float16)
+
+
+def build_precision(cfg, device: torch.device) -> Precision:
+    """The precision of SOLVER.AMP: 'auto' is bfloat16 (else float16) on CUDA and float32 on a CPU."""
+    return find_precision(cfg.SOLVER.AMP, device)
+
+
+def find_precision(name: str, device: torch.device) -> Precision:
+    """Precision 'auto', 'off', 'fp16' or 'bf16' on `device`."""
+    if name == "off" or (name == "auto" and device.type == "cpu"):
+        return Precision(device.type)
+    if name == "fp16" and device.type == "cpu":
+        raise DeviceError("SOLVER.AMP fp16 needs a CUDA device; on a CPU take 'bf16' or 'off'")
+    if name == "auto":
+        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return Precision(device.type, {"fp16": torch.float16, "bf16": torch.bfloat16}[name])

@@ -1,0 +1,152 @@
+"""What a run tells: log lines, metrics as JSON lines, a progress bar, its environment."""
+
+import json
+import logging
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from utils import distributed
+from utils.errors import DataError
+from utils.files import write_json
+
+
+def setup_logging(output_dir: Path | None = None, file_name: str = "log.txt") -> None:
+    """Send log lines of rank 0 to the screen and, if given, to a file of `output_dir`; other ranks tell warnings only."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
+    logging.captureWarnings(True)
+    screen = _ScreenHandler()
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(screen)
+    if output_dir is not None and distributed.is_main():
+        file = logging.FileHandler(output_dir / file_name, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+        root.addHandler(file)
+
+
+class _ScreenHandler(logging.Handler):
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def make_output_dir(path: str) -> Path:
+    """Make the output folder of a run and see that it can be written to."""
+    if not path:
+        raise DataError("OUTPUT_DIR is empty; name a folder for the results")
+    folder = Path(path)
+    probe = folder / ".write_test"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if distributed.is_main():
+            probe.write_bytes(b"")
+            probe.unlink()
+    except OSError as error:
+        raise DataError(f"OUTPUT_DIR {folder} cannot be written to ({error.strerror}); name another folder") from error
+    return folder
+
+
+def progress(total: int, description: str, *, unit: str = "it", initial: int = 0) -> tqdm:
+    """A progress bar with the time left, on rank 0; plain lines now and then where the output is no terminal."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        disable=not distributed.is_main(),
+        dynamic_ncols=terminal,
+        ncols=None if terminal else 100,
+        mininterval=0.2 if terminal else 15.0,
+        maxinterval=10.0 if terminal else 60.0,
+        file=sys.stderr if terminal else _LineWriter(),
+    )
+
+
+class _LineWriter:
+    """A file for tqdm that ends each state of the bar with a line break instead of overwriting the one before."""
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class MetricsWriter:
+    """Appends one JSON object a line to a file, on rank 0. Numbers that JSON cannot hold (NaN, infinity) are written as null."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def write(self, **values: Any) -> None:
+        """Append one line."""
+        if distributed.is_main():
+            finite = {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+            }
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite) + "\n")
+
+
+def write_environment(path: Path, *, command: Sequence[str], seed: int, device: torch.device) -> None:
+    """Write what a result depends on beside the data: versions, device, commit, command and seed."""
+    import numpy
+    import timm
+    import torchvision
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    environment = {
+        "command": list(command),
+        "seed": seed,
+        "commit": _commit(),
+        "device": str(device),
+        "device_name": name,
+        "processes": distributed.world_size(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "numpy": numpy.__version__,
+        "cuda": torch.version.cuda,
+    }
+    write_json(path, environment)
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with '+' if files differ from it; None where git or its folder is missing."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A plain-text table; columns of words to the left, of numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in [headers, *rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+    lines = []
+    for row in cells:
+        first, *rest = (
+            cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths))
+        )
+        lines.append("  ".join([first, *rest]).rstrip())
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
