@@ -1,0 +1,314 @@
+"""Ranking a gallery for each query: distances, cumulative matching characteristic (CMC) and mean average precision.
+
+Q queries, G gallery images, D numbers a feature, M most matches of a query. Everything is a function of arrays; nothing is
+read, written or configured here.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import DataError
+
+DISTRACTOR = -1
+"""The identity that matches nothing."""
+
+_EXACT_BITS = 25
+_GALLERY_BLOCK = 4096
+_COUNTING_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """How well each query's matches were ranked.
+
+    Attributes:
+        average_precision: (Q,) float64 in 0..1; NaN where the query has no match in its gallery and so does not count.
+        first_match: (Q,) int64, 1-based rank of the nearest match; 0 where there is none.
+        matches: (Q,) int64, number of matches.
+        gallery: number of gallery images, distractors among them.
+    """
+
+    average_precision: np.ndarray
+    first_match: np.ndarray
+    matches: np.ndarray
+    gallery: int
+
+    @property
+    def queries(self) -> int:
+        """Number of queries, counted or not."""
+        return len(self.matches)
+
+    @property
+    def queries_counted(self) -> int:
+        """Number of queries with at least one match."""
+        return int(np.count_nonzero(self.matches))
+
+    @property
+    def mean_average_precision(self) -> float:
+        """Mean of the average precision over the queries that count, in 0..1."""
+        return float(np.mean(self.average_precision[self.matches > 0]))
+
+    def hits(self, k: int) -> np.ndarray:
+        """(Q,) float64: 1 where a match is among the nearest `k` images, 0 where not, NaN where the query does not count."""
+        return np.where(self.matches > 0, (self.first_match <= k).astype(np.float64), np.nan)
+
+    def rank(self, k: int) -> float:
+        """Share of the counted queries with a match among the nearest `k` images, in 0..1."""
+        return float(np.mean(self.first_match[self.matches > 0] <= k))
+
+    def cmc(self, max_rank: int = 50) -> np.ndarray:
+        """(min(max_rank, gallery),) float64: `rank(1)`, `rank(2)`, ..."""
+        first = self.first_match[self.matches > 0]
+        ranks = np.arange(1, min(max_rank, self.gallery) + 1)
+        return (first[:, None] <= ranks).mean(axis=0)
+
+
+def join_results(shares: Sequence[RetrievalResult]) -> RetrievalResult:
+    """The result of all queries, from the shares in their order (see `rank_features`)."""
+    return RetrievalResult(
+        np.concatenate([share.average_precision for share in shares]),
+        np.concatenate([share.first_match for share in shares]),
+        np.concatenate([share.matches for share in shares]),
+        shares[0].gallery,
+    )
+
+
+def squared_distances(query: Tensor, gallery: Tensor) -> Tensor:
+    """Squared Euclidean distances (Q, G) in float32 between `query` (Q, D) and `gallery` (G, D).
+
+    `rank_features` does not need them; use them to show or to re-rank a set of moderate size.
+    """
+    query, gallery = query.float(), gallery.float()
+    squares = query.square().sum(1, keepdim=True) + gallery.square().sum(1)
+    return torch.addmm(squares, query, gallery.T, alpha=-2).clamp_(min=0)
+
+
+def rank_features(
+    query: Tensor,
+    gallery: Tensor,
+    *,
+    query_ids: Tensor,
+    gallery_ids: Tensor,
+    query_modalities: Tensor | None = None,
+    gallery_modalities: Tensor | None = None,
+    memory_bytes: int = 1 << 30,
+    device: torch.device | str | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> RetrievalResult:
+    """Rank the gallery for each query by squared Euclidean distance, in bounded memory.
+
+    Every memory budget, device, block shape and number of ranks gives the same result to the last digit, because no sum is
+    ever rounded: all features are multiplied by one power of two and rounded to integers so small that products and sums of
+    them are exact in float64, in whatever order they are added. Against the largest norm of a feature the rounding step is
+    about 2**-25, finer than the rounding of a float32 distance. Of two images at the same distance, the one that comes first
+    in the gallery ranks first.
+
+    The rank of a match is one more than the number of nearer images; nothing is sorted but the matches. Cost: Q G (D + log M).
+
+    Args:
+        query: (Q, D) features of any float type, normalised by the caller if they should be.
+        gallery: (G, D) features.
+        query_ids: (Q,) identities.
+        gallery_ids: (G,) identities; -1, a distractor, matches nothing.
+        query_modalities: (Q,) modality of each query. If given, with `gallery_modalities`, gallery images of the query's own
+            modality are left out for that query.
+        gallery_modalities: (G,) modality of each gallery image.
+        memory_bytes: about how much memory to use beside the features; at least one row of distances is held.
+        device: where to compute; by default where `query` is. It must have float64.
+        share: (i, n) ranks only the i-th of n equal runs of queries, for n processes; `join_results` puts them together.
+
+    Raises:
+        DataError: no query has a match, or a feature is not finite.
+    """
+    device = query.device if device is None else torch.device(device)
+    scale = _integer_scale(query, gallery)
+    truth = _Truth.build(query_ids, gallery_ids, query_modalities, gallery_modalities, device)
+    rows = torch.arange(truth.queries).tensor_split(share[1])[share[0]]
+    # Eight bytes a distance; a match costs its index, threshold, mask, histogram bin and the sorting of them.
+    row_bytes = 8 * truth.gallery + 80 * truth.most_matches
+    working_bytes = 16 * _GALLERY_BLOCK * query.shape[1] + 32 * _COUNTING_BLOCK
+    block_rows = max(1, min(1024, (memory_bytes - working_bytes) // row_bytes))
+
+    def blocks() -> Iterator[Tensor]:
+        for block in rows.split(block_rows):
+            yield _exact_distances(query[block.to(query.device)].to(device), gallery, scale)
+
+    return _rank_blocks(blocks(), truth, rows)
+
+
+def rank_distances(
+    distances: Tensor | Iterable[Tensor],
+    *,
+    query_ids: Tensor,
+    gallery_ids: Tensor,
+    query_modalities: Tensor | None = None,
+    gallery_modalities: Tensor | None = None,
+) -> RetrievalResult:
+    """Rank the gallery for each query by given distances, as `rank_features` does by those of features.
+
+    Args:
+        distances: (Q, G) of any float type, or its blocks of rows in order (as `utils.reranking.rerank_blocks` gives them).
+        query_ids, gallery_ids, query_modalities, gallery_modalities: as for `rank_features`.
+
+    Raises:
+        DataError: no query has a match, or a distance is not finite.
+    """
+    if isinstance(distances, Tensor):
+        distances = distances.split(max(1, (1 << 26) // max(1, distances.shape[1])))
+    truth = _Truth.build(query_ids, gallery_ids, query_modalities, gallery_modalities, torch.device("cpu"))
+    return _rank_blocks(distances, truth, torch.arange(truth.queries))
+
+
+def _integer_scale(query: Tensor, gallery: Tensor) -> float:
+    """The power of two that takes the largest feature norm to about 2**25.
+
+    Then |g|^2 - 2 q.g and each partial sum of it stay below 2**53, up to which float64 holds every integer. The 0.6 keeps
+    features of norm 1, give or take their rounding, away from the step between two powers.
+    """
+    largest = 0.0
+    for features in (query, gallery):
+        for block in features.split(_GALLERY_BLOCK):
+            largest = max(largest, block.double().norm(dim=1).max().item())
+            if not math.isfinite(largest) or not bool(torch.isfinite(block).all()):
+                raise DataError("a feature holds NaN or infinity; check the weights and the images that it was made from")
+    return 2.0 ** (_EXACT_BITS - math.floor(math.log2(largest) + 0.6)) if largest > 0 else 1.0
+
+
+def _exact_distances(query: Tensor, gallery: Tensor, scale: float) -> Tensor:
+    """(B, G) float64 integers |g|^2 - 2 q.g: scaled squared distances less |q|^2, which no order of a row depends on."""
+    query = query.double().mul_(scale).round_().mul_(-2)
+    distances = torch.empty(len(query), len(gallery), dtype=torch.float64, device=query.device)
+    for start in range(0, len(gallery), _GALLERY_BLOCK):
+        block = gallery[start : start + _GALLERY_BLOCK].to(query.device).double().mul_(scale).round_()
+        squares = block.square().sum(1)
+        torch.addmm(squares, query, block.T, out=distances[:, start : start + _GALLERY_BLOCK])
+    return distances
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """Which gallery images match each query, and which are left out: gallery images grouped by identity."""
+
+    order: Tensor
+    first: Tensor
+    count: Tensor
+    query_modalities: Tensor | None
+    gallery_modalities: Tensor | None
+
+    @classmethod
+    def build(cls, query_ids, gallery_ids, query_modalities, gallery_modalities, device: torch.device) -> "_Truth":
+        if (query_modalities is None) != (gallery_modalities is None):
+            raise ValueError("give the modalities of both queries and gallery, or of neither")
+        query_ids, gallery_ids = (torch.as_tensor(ids, device=device) for ids in (query_ids, gallery_ids))
+        if query_modalities is not None:
+            query_modalities = torch.as_tensor(query_modalities, device=device)
+            gallery_modalities = torch.as_tensor(gallery_modalities, device=device)
+        ids, order = gallery_ids.sort(stable=True)
+        first = torch.searchsorted(ids, query_ids)
+        count = torch.searchsorted(ids, query_ids, right=True) - first
+        count[query_ids == DISTRACTOR] = 0
+        truth = cls(order, first, count, query_modalities, gallery_modalities)
+        if not any(bool(truth.matches(rows)[1].any()) for rows in torch.arange(truth.queries).split(1024)):
+            raise DataError(
+                f"none of the {truth.queries} queries has a match among the {truth.gallery} gallery images; "
+                "check that queries and gallery show the same ships"
+            )
+        return truth
+
+    @property
+    def queries(self) -> int:
+        return len(self.first)
+
+    @property
+    def gallery(self) -> int:
+        return len(self.order)
+
+    @property
+    def most_matches(self) -> int:
+        return int(self.count.max())
+
+    def matches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Gallery indices (B, M), ascending in a row, of the matches of queries `rows`, and (B, M) which of them are real."""
+        count = self.count[rows.to(self.count.device), None]
+        column = torch.arange(int(count.max()) if len(rows) else 0, device=count.device)
+        real = column < count
+        indices = self.order[(self.first[rows.to(count.device), None] + column).clamp(max=max(0, self.gallery - 1))]
+        return indices, real & ~self.left_out(rows, indices)
+
+    def left_out(self, rows: Tensor, indices: Tensor) -> Tensor:
+        """Which gallery images `indices` (B, M) or (G,) have the modality of queries `rows` (B,) and are to be left out."""
+        if self.query_modalities is None:
+            return torch.zeros((), dtype=torch.bool, device=indices.device)
+        return self.query_modalities[rows.to(indices.device), None] == self.gallery_modalities[indices]
+
+
+def _rank_blocks(blocks: Iterable[Tensor], truth: _Truth, rows: Tensor) -> RetrievalResult:
+    """Rank the queries `rows` from blocks of rows of their distances."""
+    shares = []
+    done = 0
+    for distances in blocks:
+        block = rows[done : done + len(distances)]
+        done += len(block)
+        indices, real = (table.to(distances.device) for table in truth.matches(block))
+        if truth.query_modalities is not None:
+            gallery = torch.arange(truth.gallery, device=truth.order.device)
+            distances = distances.masked_fill(truth.left_out(block, gallery).to(distances.device), math.inf)
+        ranks = _match_ranks(distances, indices, real).cpu().numpy()
+        shares.append(_score(ranks, real.sum(1).cpu().numpy(), truth.gallery))
+    if done != len(rows):
+        raise ValueError(f"{done} rows of distances for {len(rows)} queries")
+    return join_results(shares) if shares else RetrievalResult(np.empty(0), np.empty(0, int), np.empty(0, int), truth.gallery)
+
+
+def _match_ranks(distances: Tensor, indices: Tensor, real: Tensor) -> Tensor:
+    """1-based ranks (B, M) of the matches, ascending in a row with the real ones first; the places after them mean nothing.
+
+    Args:
+        distances: (B, G); infinite for an image that is left out.
+        indices: (B, M) gallery indices of the matches, ascending in a row.
+        real: (B, M) False where a row has fewer matches.
+    """
+    rows, gallery = distances.shape
+    matches = indices.shape[1]
+    found = distances.gather(1, indices)
+    if not bool(torch.isfinite(found[real]).all()):
+        raise DataError("a distance between images is NaN or infinite; check the features that it was made from")
+    # The largest finite number fills up a row: it sorts last and never equals the infinity of an image left out.
+    found = found.masked_fill(~real, torch.finfo(found.dtype).max)
+    found, order = found.sort(dim=1, stable=True)
+    indices = indices.gather(1, order)
+    bins = torch.zeros(rows, matches + 1, dtype=torch.int64, device=distances.device)
+    one = bins.new_ones(1, 1)
+    row_keys = torch.arange(rows, device=distances.device)[:, None] * (matches + 1)
+    match_keys = (row_keys + torch.searchsorted(found, found, right=True)) * gallery
+    tied_before = torch.zeros_like(indices)
+    if not matches:
+        return indices
+    columns = max(1, _COUNTING_BLOCK // max(1, rows))
+    for start in range(0, gallery, columns):
+        block = distances[:, start : start + columns].contiguous()
+        place = torch.searchsorted(found, block, right=True)
+        bins.scatter_add_(1, place, one.expand_as(place))
+        row, column = (found.gather(1, (place - 1).clamp_(min=0)) == block).nonzero(as_tuple=True)
+        # A key orders images by row, distance and place in the gallery, so a search counts the ties that come before a match.
+        keys = ((row_keys[row, 0] + place[row, column]) * gallery + column + start).sort().values
+        tied_before += torch.searchsorted(keys, match_keys + indices) - torch.searchsorted(keys, match_keys)
+    return 1 + bins.cumsum(1)[:, :-1] + tied_before
+
+
+def _score(ranks: np.ndarray, matches: np.ndarray, gallery: int) -> RetrievalResult:
+    """Average precision and first match of each row of ranks (B, M), of which the first `matches` (B,) are real."""
+    if not ranks.shape[1]:
+        return RetrievalResult(np.full(len(matches), np.nan), np.zeros_like(matches), matches, gallery)
+    number = np.arange(1, ranks.shape[1] + 1)
+    precision = np.where(number <= matches[:, None], number / ranks, 0.0)
+    # A running sum, because np.sum groups its terms by the width of the block, which the memory budget decides.
+    total = precision.cumsum(axis=1)[:, -1]
+    with np.errstate(invalid="ignore"):
+        average = total / np.where(matches > 0, matches, np.nan)
+    return RetrievalResult(average, np.where(matches > 0, ranks[:, 0], 0), matches, gallery)
