@@ -6,12 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from utils import distributed
-
-
-class DeviceError(ValueError):
-    """A device that is not there, or a precision that it cannot compute in."""
-
-    exit_status = 2
+from utils.errors import UsageError
 
 
 def build_device(cfg) -> torch.device:
@@ -30,13 +25,13 @@ def find_device(name: str, *, device_id: str = "0") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(f"MODEL.DEVICE {name!r} is no device; it is 'auto', 'cpu' or 'cuda'") from error
+        raise UsageError(f"MODEL.DEVICE {name!r} is no device; it is 'auto', 'cpu' or 'cuda'") from error
     if device.type == "cpu":
         return torch.device("cpu")
     if device.type != "cuda":
-        raise DeviceError(f"MODEL.DEVICE {name!r} is not supported; it is 'auto', 'cpu' or 'cuda'")
+        raise UsageError(f"MODEL.DEVICE {name!r} is not supported; it is 'auto', 'cpu' or 'cuda'")
     if not available:
-        raise DeviceError(f"MODEL.DEVICE is {name!r} and this machine offers no CUDA device; set MODEL.DEVICE cpu")
+        raise UsageError(f"MODEL.DEVICE is {name!r} and this machine offers no CUDA device; set MODEL.DEVICE cpu")
     if distributed.is_launched():
         index = distributed.local_rank()
     elif device.index is not None:
@@ -44,10 +39,10 @@ def find_device(name: str, *, device_id: str = "0") -> torch.device:
     else:
         first = device_id.split(",")[0].strip()
         if not first.isdigit():
-            raise DeviceError(f"MODEL.DEVICE_ID is {device_id!r}; it names GPUs by number, such as '0'")
+            raise UsageError(f"MODEL.DEVICE_ID is {device_id!r}; it names GPUs by number, such as '0'")
         index = int(first)
     if index >= available:
-        raise DeviceError(
+        raise UsageError(
             f"CUDA device {index} was asked for and this machine has {available}; see MODEL.DEVICE and MODEL.DEVICE_ID"
         )
     return torch.device("cuda", index)
@@ -84,7 +79,7 @@ def find_precision(name: str, device: torch.device) -> Precision:
     if name == "off" or (name == "auto" and device.type == "cpu"):
         return Precision(device.type)
     if name == "fp16" and device.type == "cpu":
-        raise DeviceError("SOLVER.AMP fp16 needs a CUDA device; on a CPU take 'bf16' or 'off'")
+        raise UsageError("SOLVER.AMP fp16 needs a CUDA device; on a CPU take 'bf16' or 'off'")
     if name == "auto":
         name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return Precision(device.type, {"fp16": torch.float16, "bf16": torch.bfloat16}[name])

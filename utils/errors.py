@@ -11,3 +11,9 @@ class CheckpointError(Exception):
     """A weights file that cannot be read, or does not fit the model. The message names it."""
 
     exit_status = 1
+
+
+class UsageError(ValueError):
+    """A value of a call or configuration that cannot be met here: a device that is not there, a model without that name."""
+
+    exit_status = 2

@@ -88,7 +88,7 @@ class _LineWriter:
 
 
 class MetricsWriter:
-    """Appends one JSON object a line to a file, on rank 0. Numbers that JSON cannot hold (NaN, infinity) are written as null."""
+    """Appends one JSON object a line to a file, on rank 0. NaN and infinity, which JSON lacks, are written as null."""
 
     def __init__(self, path: Path):
         self.path = path

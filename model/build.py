@@ -1,0 +1,55 @@
+"""The model that a configuration describes."""
+
+from torch import nn
+
+from model.heads import Linear, MarginHead
+from model.reid import ReIDModel
+from model.transoss import PATCH_SIZE, TransOSS
+from utils.errors import UsageError
+
+SIZES = {
+    "vit_base_patch16_224_TransOSS": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "vit_small_patch16_224_TransOSS": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "vit_tiny_patch16_224_TransOSS": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+}
+"""MODEL.TRANSFORMER_TYPE -> sizes, those of ViT and DeiT."""
+
+
+def build_model(cfg, num_identities: int = 0) -> ReIDModel:
+    """The model of MODEL.*, with random weights.
+
+    Args:
+        cfg: the configuration.
+        num_identities: C of the classifier; 0 for a model that only extracts features.
+
+    Raises:
+        UsageError: no model has the name MODEL.TRANSFORMER_TYPE, or its image holds no patch.
+    """
+    kind = cfg.MODEL.TRANSFORMER_TYPE
+    if kind not in SIZES:
+        raise UsageError(f"MODEL.TRANSFORMER_TYPE cannot be {kind!r}; it is one of {', '.join(SIZES)}")
+    if list(cfg.INPUT.SIZE_TRAIN) != list(cfg.INPUT.SIZE_TEST):
+        raise UsageError("INPUT.SIZE_TRAIN and INPUT.SIZE_TEST differ; the position embedding belongs to one size")
+    if min(cfg.INPUT.SIZE_TRAIN) < PATCH_SIZE:
+        raise UsageError(f"INPUT.SIZE_TRAIN {list(cfg.INPUT.SIZE_TRAIN)} holds no patch of {PATCH_SIZE} x {PATCH_SIZE} pixels")
+    base = TransOSS(
+        **SIZES[kind],
+        img_size=tuple(cfg.INPUT.SIZE_TRAIN),
+        stride=tuple(cfg.MODEL.STRIDE_SIZE),
+        modality_embedding=cfg.MODEL.MIE,
+        modality_scale=cfg.MODEL.MIE_COE,
+        size_embedding=cfg.MODEL.SSE,
+        drop_rate=cfg.MODEL.DROP_OUT,
+        attn_drop_rate=cfg.MODEL.ATT_DROP_RATE,
+        drop_path_rate=cfg.MODEL.DROP_PATH,
+    )
+    classifier = build_classifier(cfg, base.num_features, num_identities) if num_identities else None
+    return ReIDModel(base, classifier, neck=cfg.MODEL.NECK == "bnneck")
+
+
+def build_classifier(cfg, in_features: int, num_identities: int) -> nn.Module:
+    """The identity classifier of MODEL.ID_LOSS_TYPE."""
+    kind = cfg.MODEL.ID_LOSS_TYPE
+    if kind == "softmax":
+        return Linear(in_features, num_identities)
+    return MarginHead(kind, in_features, num_identities, scale=cfg.SOLVER.COSINE_SCALE, margin=cfg.SOLVER.COSINE_MARGIN)

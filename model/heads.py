@@ -1,0 +1,93 @@
+"""Identity classifiers: logits from features (B, D) -> (B, C), C identities.
+
+`Linear` is the released default. The margin heads take the labels in training and add their margin to the true identity's
+logit; cosines are of L2-normalised features and class weights, logits are scaled by `scale` (s), the margin is m.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Linear(nn.Linear):
+    """Bias-free linear classifier; labels are not used."""
+
+    def __init__(self, in_features: int, classes: int):
+        super().__init__(in_features, classes, bias=False)
+        nn.init.normal_(self.weight, std=0.001)
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, D) -> (B, C)."""
+        return super().forward(features)
+
+
+def arcface_logits(cosine: Tensor, labels: Tensor, *, scale: float, margin: float) -> Tensor:
+    """Additive angular margin (Deng et al. 2019): cos(theta + m) for the true identity.
+
+    Where theta + m would pass pi, the target is cos(theta) - m sin(m), which keeps falling.
+
+    Args:
+        cosine: (B, C) in -1..1.
+        labels: (B,).
+    """
+    sine = (1 - cosine.square()).clamp(min=0).sqrt()
+    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
+    target = torch.where(cosine > -math.cos(margin), shifted, cosine - margin * math.sin(margin))
+    return scale * _at_labels(cosine, labels, target)
+
+
+def cosface_logits(cosine: Tensor, labels: Tensor, *, scale: float, margin: float) -> Tensor:
+    """Additive cosine margin (CosFace, AM-Softmax; 2018): cos(theta) - m for the true identity; arguments as for `arcface_logits`."""
+    return scale * _at_labels(cosine, labels, cosine - margin)
+
+
+def circle_logits(cosine: Tensor, labels: Tensor, *, scale: float, margin: float) -> Tensor:
+    """Circle loss (Sun et al. 2020): each logit weighted by its distance from its optimum, weights without gradient."""
+    positive = (1 + margin - cosine.detach()).clamp(min=0) * (cosine - 1 + margin)
+    negative = (cosine.detach() + margin).clamp(min=0) * (cosine - margin)
+    return scale * _at_labels(negative, labels, positive)
+
+
+def _at_labels(others: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """`targets` in the true identity's column of each row, `others` elsewhere."""
+    is_target = functional.one_hot(labels, others.shape[1]).bool()
+    return torch.where(is_target, targets, others)
+
+
+MARGINS = {
+    "arcface": arcface_logits,
+    "cosface": cosface_logits,
+    "amsoftmax": cosface_logits,
+    "circle": circle_logits,
+}
+
+
+class MarginHead(nn.Module):
+    """A cosine classifier with a margin on the true identity.
+
+    Args:
+        kind: a key of `MARGINS`.
+        in_features: D.
+        classes: C.
+        scale: s (SOLVER.COSINE_SCALE).
+        margin: m (SOLVER.COSINE_MARGIN).
+
+    The weight is (C, D), for 'amsoftmax' (D, C), as in released checkpoints.
+    """
+
+    def __init__(self, kind: str, in_features: int, classes: int, *, scale: float, margin: float):
+        super().__init__()
+        self.kind, self.scale, self.margin = kind, scale, margin
+        shape = (in_features, classes) if kind == "amsoftmax" else (classes, in_features)
+        self.weight = nn.Parameter(torch.empty(shape))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, D) -> (B, C); with labels (B,) the margin is applied, without them the logits are scaled cosines."""
+        weight = self.weight.t() if self.kind == "amsoftmax" else self.weight
+        cosine = functional.linear(functional.normalize(features), functional.normalize(weight))
+        if labels is None:
+            return self.scale * cosine
+        return MARGINS[self.kind](cosine, labels, scale=self.scale, margin=self.margin)

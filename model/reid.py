@@ -1,0 +1,74 @@
+"""The re-identification model: backbone, BNNeck, classifier.
+
+Legend: B images, D feature width, C training identities.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+INITIAL_LOGIT_SCALE = 2.6592
+"""log(1 / 0.07): the temperature at which contrastive pre-training starts."""
+
+
+@dataclass
+class ReIDOutput:
+    """What the model says of a batch.
+
+    Attributes:
+        feature: (B, D) before the neck; triplet and alignment losses use it.
+        neck_feature: (B, D) after the neck.
+        scores: (B, C) identity logits from `neck_feature`; None where the model has no classifier.
+    """
+
+    feature: Tensor
+    neck_feature: Tensor
+    scores: Tensor | None
+
+
+class ReIDModel(nn.Module):
+    """Backbone -> feature -> BNNeck -> classifier. Tensor names are those of the released checkpoints.
+
+    Args:
+        base: maps (images, modalities, sizes) to (B, D) and has `num_features`, D.
+        classifier: maps ((B, D), labels) to (B, C); None for a model that only extracts features.
+        neck: whether features pass a BatchNorm1d (bias frozen at 0) on their way to the classifier.
+    """
+
+    def __init__(self, base: nn.Module, classifier: nn.Module | None = None, *, neck: bool = True):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.base = base
+        self.classifier = classifier
+        self.bottleneck = nn.BatchNorm1d(base.num_features) if neck else nn.Identity()
+        if neck:
+            self.bottleneck.bias.requires_grad_(False)
+
+    def forward(self, images: Tensor, modalities: Tensor, sizes: Tensor, labels: Tensor | None = None) -> ReIDOutput:
+        """Features and scores of a batch.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            modalities: (B,) int64; 0 optical, 1 SAR; one modality alone will do.
+            sizes: (B, 3) size triples.
+            labels: (B,) int64; a margin head adds its margin to these identities.
+        """
+        feature = self.base(images, modalities, sizes)
+        neck_feature = self.bottleneck(feature)
+        scores = None if self.classifier is None else self.classifier(neck_feature, labels)
+        return ReIDOutput(feature=feature, neck_feature=neck_feature, scores=scores)
+
+
+def pair_logits(sar: Tensor, optical: Tensor, logit_scale: Tensor) -> Tensor:
+    """Scaled cosines of contrastive pre-training (TransOSS, section 4.1).
+
+    Args:
+        sar, optical: (P, D) features of the two halves of P pairs.
+        logit_scale: logarithm of the scale.
+
+    Returns:
+        (P, P); rows SAR, columns optical.
+    """
+    return logit_scale.exp() * functional.normalize(sar) @ functional.normalize(optical).t()

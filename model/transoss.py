@@ -1,0 +1,145 @@
+"""TransOSS: a Vision Transformer for optical and SAR chips (TransOSS, ICCV 2025, section 4).
+
+Legend: B images, H x W pixels, N patches (tokens), D embedding width.
+"""
+
+from functools import partial
+
+import torch
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+PATCH_SIZE = 16
+
+
+class PatchStem(nn.Module):
+    """Cut an image into patches of 16 x 16 and embed each linearly; a stride below 16 makes them overlap.
+
+    Args:
+        img_size: height and width of the images in pixels.
+        embed_dim: D.
+        stride: vertical and horizontal distance of neighbouring patches in pixels.
+    """
+
+    def __init__(self, img_size: tuple[int, int], embed_dim: int = 768, stride: tuple[int, int] = (16, 16), **_: object):
+        super().__init__()
+        self.grid_size = tuple((size - PATCH_SIZE) // step + 1 for size, step in zip(img_size, stride, strict=True))
+        if min(self.grid_size) < 1:
+            raise ValueError(f"an image of {img_size[0]} x {img_size[1]} pixels holds no patch of {PATCH_SIZE} x {PATCH_SIZE}")
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.proj = nn.Conv2d(3, embed_dim, kernel_size=PATCH_SIZE, stride=stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, N, D), row by row."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class SizeEmbedding(nn.Module):
+    """Ship-size embedding (SSE): a linear map of the size triple to one token."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.linear_layer = nn.Linear(3, embed_dim)
+
+    def forward(self, sizes: Tensor) -> Tensor:
+        """(B, 3) -> (B, 1, D)."""
+        return self.linear_layer(sizes).unsqueeze(1)
+
+
+class TransOSS(VisionTransformer):
+    """A pre-norm ViT with a patch stem, an embedding and a size token that know what took the picture.
+
+    What differs from timm's ViT: a second stem for SAR (`patch_embed_SAR`), the modality information embedding (MIE) on the
+    class and patch tokens, and the ship-size token (SSE) behind them. Tensor names are those of the released checkpoints.
+
+    Args:
+        img_size: height and width of the images in pixels.
+        stride: distance of neighbouring patches; below 16 they overlap.
+        embed_dim, depth, num_heads, mlp_ratio: as in ViT.
+        modality_embedding: whether to add the MIE.
+        modality_scale: its factor (MIE_COE).
+        size_embedding: whether to append the size token.
+        norm_eps: epsilon of every LayerNorm.
+        drop_rate, attn_drop_rate: dropout after projections and positions, and on attention weights.
+        drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: tuple[int, int],
+        stride: tuple[int, int] = (16, 16),
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        modality_embedding: bool = True,
+        modality_scale: float = 3.0,
+        size_embedding: bool = True,
+        norm_eps: float = 1e-6,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+    ):
+        stem = partial(PatchStem, stride=stride)
+        super().__init__(
+            img_size=img_size,
+            patch_size=PATCH_SIZE,
+            num_classes=0,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            embed_layer=stem,
+            norm_layer=partial(nn.LayerNorm, eps=norm_eps),
+            pos_drop_rate=drop_rate,
+            proj_drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
+        self.patch_embed_SAR = stem(img_size, embed_dim)
+        self.modality_scale = modality_scale
+        self.mie_embed = nn.Parameter(torch.empty(2, 1, embed_dim)) if modality_embedding else None
+        self.wh_embed = SizeEmbedding(embed_dim) if size_embedding else None
+        if self.mie_embed is not None:
+            trunc_normal_(self.mie_embed, std=0.02)
+        if self.wh_embed is not None:
+            trunc_normal_(self.wh_embed.linear_layer.weight, std=0.02)
+            nn.init.zeros_(self.wh_embed.linear_layer.bias)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        return self.patch_embed.grid_size
+
+    def embed(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Tensor:
+        """Tokens before the first block: class, patches, size.
+
+        Args:
+            images: (B, 3, H, W).
+            modalities: (B,) int64; 0 optical, 1 SAR.
+            sizes: (B, 3).
+
+        Returns:
+            (B, 1 + N + 1, D), or (B, 1 + N, D) without the size token.
+        """
+        # Both stems see every image: under 2 % of a base network's work, and no branch waits for the device to tell
+        # which images are which.
+        is_sar = modalities.view(-1, 1, 1) == 1
+        patches = torch.where(is_sar, self.patch_embed_SAR(images), self.patch_embed(images))  # (B, N, D)
+        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1) + self.pos_embed  # (B, 1 + N, D)
+        if self.mie_embed is not None:
+            tokens = tokens + self.modality_scale * self.mie_embed[modalities]
+        tokens = self.pos_drop(tokens)
+        if self.wh_embed is not None:
+            tokens = torch.cat([tokens, self.wh_embed(sizes)], dim=1)
+        return tokens
+
+    def forward_features(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Tensor:
+        """All tokens after the final norm, (B, 1 + N + 1, D); arguments as for `embed`."""
+        return self.norm(self.blocks(self.embed(images, modalities, sizes)))
+
+    def forward(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Tensor:
+        """The feature of each image: its class token after the final norm, (B, D); arguments as for `embed`."""
+        return self.forward_features(images, modalities, sizes)[:, 0]
