@@ -1,0 +1,244 @@
+"""Records to batches, in this process or in worker processes."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datasets.chips import read_chip, read_optical, read_shape, size_triple
+from datasets.hoss import HossData
+from datasets.records import Batch, Modality, Record
+from datasets.samplers import BatchSampler, IdentitySampler, ShuffledSampler
+from datasets.sar import SarRendering, build_sar_rendering
+from datasets.transforms import TestTransform, TrainTransform
+from utils.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Transform = Callable[[np.ndarray, np.random.Generator], Tensor]
+
+
+class Draw(NamedTuple):
+    """One place of an epoch's plan: which image, and what its augmentation is drawn from.
+
+    Attributes:
+        index: of the image in its data set.
+        key: seed of the random choices. It names the place of the plan and not the image, so that an image drawn twice for a
+            batch is augmented twice, and results depend neither on the workers nor on the number of ranks.
+    """
+
+    index: int
+    key: tuple[int, ...] = ()
+
+
+class KeyedBatches:
+    """The batches of a sampler with a key for each place of them; what DataLoader takes as `batch_sampler`.
+
+    Args:
+        sampler: draws the batches of this rank.
+    """
+
+    def __init__(self, sampler: BatchSampler):
+        self.sampler = sampler
+
+    def set_epoch(self, epoch: int, *, done: int = 0) -> None:
+        """Choose the epoch, and how many of its batches are done; see `BatchSampler.set_epoch`."""
+        self.sampler.set_epoch(epoch, done=done)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Yield the draws of each batch."""
+        sampler = self.sampler
+        for number, indices in enumerate(sampler, start=sampler.done):
+            first = number * sampler.batch_size + sampler.rank * len(indices)
+            yield [Draw(index, (sampler.seed, sampler.epoch, first + i)) for i, index in enumerate(indices)]
+
+    def __len__(self) -> int:
+        """Batches that are still to be done in this epoch."""
+        return len(self.sampler)
+
+
+class ChipDataset(Dataset):
+    """Chips of records, read and transformed one by one.
+
+    Args:
+        records: one for each item.
+        labels: of each record: 0..N-1 for training, the pid elsewhere.
+        transform: picture and random generator -> (3, H, W) tensor.
+        render_sar: SAR values -> picture.
+    """
+
+    def __init__(self, records: Sequence[Record], labels: Sequence[int], transform: Transform, render_sar: SarRendering):
+        self.records = records
+        self.labels = labels
+        self.transform = transform
+        self.render_sar = render_sar
+
+    def __len__(self) -> int:
+        """Number of chips."""
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, Any] | DataError:
+        """Read one chip; the items of a batch go to `collate`."""
+        draw = draw if isinstance(draw, Draw) else Draw(draw)
+        record = self.records[draw.index]
+        try:
+            picture = read_chip(record, self.render_sar)
+        except DataError as error:
+            return error  # `ChipLoader` raises it; raised in a worker, its sentence would be lost in a traceback.
+        size = size_triple(picture.shape[1], picture.shape[0], record.modality)
+        return _item(self.transform, picture, draw, size=size, modality=record.modality, label=self.labels[draw.index])
+
+
+class GeneratedDataset(Dataset):
+    """Generated pseudo-SAR pictures: RGB files that have modality SAR and the size triple of their optical source.
+
+    Args:
+        sample_paths: picture of each item.
+        sources: optical chip that each picture was made from.
+        transform: picture and random generator -> (3, H, W) tensor.
+    """
+
+    def __init__(self, sample_paths: Sequence[Path], sources: Sequence[Record], transform: Transform):
+        if len(sample_paths) != len(sources):
+            raise ValueError(f"{len(sample_paths)} samples for {len(sources)} sources: each needs its own")
+        self.sample_paths = sample_paths
+        self.sources = sources
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.sample_paths)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, Any] | DataError:
+        """Read one sample; as `ChipDataset`, with the source's pid as label."""
+        draw = draw if isinstance(draw, Draw) else Draw(draw)
+        source = self.sources[draw.index]
+        try:
+            picture = read_optical(self.sample_paths[draw.index])
+            size = size_triple(*read_shape(source.path), Modality.OPTICAL)
+        except DataError as error:
+            return error
+        return _item(self.transform, picture, draw, size=size, modality=Modality.SAR, label=source.pid)
+
+
+class ChipLoader(DataLoader):
+    """A DataLoader that raises the DataError of a chip in the main process, as it is."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches.
+
+        Raises:
+            DataError: a chip of the batch could not be read.
+        """
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def collate(items: Sequence[dict[str, Any] | DataError]) -> Batch | DataError:
+    """Stack the items of a data set into a batch; the first error among them takes its place."""
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+    return Batch(
+        images=torch.stack([item["image"] for item in items]),
+        sizes=torch.from_numpy(np.stack([item["size"] for item in items]).astype(np.float32)),
+        modalities=torch.tensor([item["modality"] for item in items]),
+        labels=torch.tensor([item["label"] for item in items]),
+        indices=torch.tensor([item["index"] for item in items]),
+    )
+
+
+def build_train_loader(cfg, data: HossData, *, device_type: str = "cpu", rank: int = 0, world_size: int = 1) -> ChipLoader:
+    """Build the loader of augmented training batches; choose the epoch by `loader.batch_sampler.set_epoch`.
+
+    SOLVER.IMS_PER_BATCH counts the images of a batch over all ranks.
+
+    Raises:
+        ValueError: a batch that K or the ranks do not divide.
+        DataError: too few ships or images for a batch.
+    """
+    labels = [data.labels[record.pid] for record in data.train]
+    sharing = {"batch_size": cfg.SOLVER.IMS_PER_BATCH, "seed": cfg.SOLVER.SEED, "rank": rank, "world_size": world_size}
+    if cfg.DATALOADER.SAMPLER == "softmax_triplet":
+        sampler = IdentitySampler(labels, instances=cfg.DATALOADER.NUM_INSTANCE, **sharing)
+    else:
+        sampler = ShuffledSampler(len(labels), **sharing)
+    transform = TrainTransform(
+        cfg.INPUT.SIZE_TRAIN,
+        cfg.INPUT.PIXEL_MEAN,
+        cfg.INPUT.PIXEL_STD,
+        flip_probability=cfg.INPUT.PROB,
+        padding=cfg.INPUT.PADDING,
+        erasing_probability=cfg.INPUT.RE_PROB,
+    )
+    dataset = ChipDataset(data.train, labels, transform, _build_rendering(cfg))
+    return ChipLoader(dataset, batch_sampler=KeyedBatches(sampler), **_loading(cfg, device_type))
+
+
+def build_test_loader(
+    cfg, records: Sequence[Record], *, device_type: str = "cpu", rank: int = 0, world_size: int = 1
+) -> ChipLoader:
+    """Build a loader that reads each record once: this rank every `world_size`-th, in order; `Batch.indices` tells which.
+
+    TEST.IMS_PER_BATCH counts the images of a batch on each rank.
+    """
+    dataset = ChipDataset(records, [record.pid for record in records], _build_test_transform(cfg), _build_rendering(cfg))
+    return _build_once(cfg, dataset, device_type, range(rank, len(dataset), world_size))
+
+
+def build_generated_loader(
+    cfg,
+    sample_paths: Sequence[Path],
+    sources: Sequence[Record],
+    *,
+    device_type: str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+) -> ChipLoader:
+    """Build a loader that reads each generated picture once, shared among ranks as by `build_test_loader`."""
+    dataset = GeneratedDataset(sample_paths, sources, _build_test_transform(cfg))
+    return _build_once(cfg, dataset, device_type, range(rank, len(dataset), world_size))
+
+
+def _build_once(cfg, dataset: Dataset, device_type: str, indices: range) -> ChipLoader:
+    return ChipLoader(dataset, sampler=indices, batch_size=cfg.TEST.IMS_PER_BATCH, **_loading(cfg, device_type))
+
+
+def _build_test_transform(cfg) -> TestTransform:
+    return TestTransform(cfg.INPUT.SIZE_TEST, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+
+
+def _build_rendering(cfg) -> SarRendering:
+    return build_sar_rendering(cfg.INPUT.SAR_DENOISE, low=cfg.INPUT.SAR_LOW_PERCENT, high=cfg.INPUT.SAR_HIGH_PERCENT)
+
+
+def _loading(cfg, device_type: str) -> dict[str, Any]:
+    """Arguments that every DataLoader shares."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cfg.DATALOADER.NUM_WORKERS, cores)
+    if workers < cfg.DATALOADER.NUM_WORKERS:
+        logger.info("DATALOADER.NUM_WORKERS %d: %d used, one for each core", cfg.DATALOADER.NUM_WORKERS, workers)
+    return {
+        "collate_fn": collate,
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": device_type == "cuda",
+        # Its own generator, or each epoch would draw the workers' seeds from the global one that dropout uses.
+        "generator": torch.Generator().manual_seed(cfg.SOLVER.SEED),
+    }
+
+
+def _item(
+    transform: Transform, picture: np.ndarray, draw: Draw, *, size: np.ndarray, modality: int, label: int
+) -> dict[str, Any]:
+    """One item: `image` (3, H, W), `size` (3,), `modality`, `label`, `index`."""
+    image = transform(picture, np.random.default_rng(draw.key))
+    return {"image": image, "size": size, "modality": int(modality), "label": label, "index": draw.index}

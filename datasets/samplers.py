@@ -1,0 +1,139 @@
+"""Which images make up each training batch.
+
+A sampler draws one plan for all ranks from (seed, epoch) and gives each rank its columns of it, so that ranks never need to
+talk, never share a place of a batch, and all have the same number of batches. A plan does not depend on the number of ranks.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.errors import DataError
+
+
+class BatchSampler:
+    """Batches of image indices for one rank; subclasses write `plan`.
+
+    Args:
+        batch_size: images of a batch over all ranks.
+        seed: of every plan, together with the epoch.
+        rank: of this process, 0..world_size-1.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: `batch_size` cannot be shared equally among the ranks.
+    """
+
+    def __init__(self, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        if batch_size % world_size:
+            raise ValueError(f"a batch of {batch_size} images cannot be shared equally by {world_size} processes")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.done = 0
+
+    def set_epoch(self, epoch: int, *, done: int = 0) -> None:
+        """Choose the epoch, and how many of its batches a run that is resumed has done already."""
+        self.epoch = epoch
+        self.done = done
+
+    def plan(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Draw the batches of an epoch, over all ranks: (batches, batch_size) image indices."""
+        raise NotImplementedError
+
+    def batches(self) -> NDArray[np.int64]:
+        """Batches of this rank that are still to be done: (batches, batch_size / world_size) image indices."""
+        share = self.batch_size // self.world_size
+        plan = self.plan(np.random.default_rng([self.seed, self.epoch]))
+        return plan[self.done :, self.rank * share : (self.rank + 1) * share]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the image indices of each batch."""
+        yield from self.batches().tolist()
+
+    def __len__(self) -> int:
+        """Batches that are still to be done in this epoch."""
+        return len(self.batches())
+
+
+class ShuffledSampler(BatchSampler):
+    """Every image once an epoch, in random order.
+
+    What is left over after the last whole batch waits for another epoch: a smaller batch could not be shared equally by the
+    ranks, and one of a single image has no batch statistics.
+
+    Args:
+        count: number of images.
+        **sharing: as `BatchSampler`.
+
+    Raises:
+        DataError: fewer images than a batch.
+    """
+
+    def __init__(self, count: int, **sharing: int):
+        super().__init__(**sharing)
+        if count < self.batch_size:
+            raise DataError(
+                f"the training split has {count} images, fewer than a batch of {self.batch_size}; lower SOLVER.IMS_PER_BATCH"
+            )
+        self.count = count
+
+    def plan(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Shuffle all images and cut them into batches."""
+        batches = self.count // self.batch_size
+        return generator.permutation(self.count)[: batches * self.batch_size].reshape(batches, self.batch_size)
+
+
+class IdentitySampler(BatchSampler):
+    """Batches of P identities with K images each, whole identities to a rank.
+
+    An identity's images are shuffled and cut into groups of K, what is left over waits for another epoch; an identity with
+    fewer than K images makes one group, drawn with replacement. A batch takes one group of each of P random identities that
+    have groups left; the epoch ends when fewer than P have.
+
+    Args:
+        labels: identity of each image.
+        instances: K.
+        **sharing: as `BatchSampler`; `batch_size` is P x K.
+
+    Raises:
+        ValueError: K does not divide `batch_size`, or the ranks cannot share P equally.
+        DataError: fewer than P identities.
+    """
+
+    def __init__(self, labels: Sequence[int], *, instances: int, **sharing: int):
+        super().__init__(**sharing)
+        if self.batch_size % instances:
+            raise ValueError(f"a batch of {self.batch_size} images cannot be made of groups of {instances}")
+        self.instances = instances
+        self.identities = self.batch_size // instances
+        if self.identities % self.world_size:
+            raise ValueError(f"{self.identities} identities of a batch cannot be shared equally by {self.world_size} processes")
+        labels = np.asarray(labels)
+        self.images = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        if len(self.images) < self.identities:
+            raise DataError(
+                f"the training split has {len(self.images)} ships, fewer than the {self.identities} of a batch of "
+                f"{self.batch_size} with {instances} images each; lower SOLVER.IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE"
+            )
+
+    def plan(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Cut each identity's images into groups, then draw identities until fewer than P have groups left."""
+        groups = [self._groups(images, generator) for images in self.images]
+        left = np.array([len(group) for group in groups])
+        batches = []
+        while np.count_nonzero(left) >= self.identities:
+            chosen = generator.choice(np.flatnonzero(left), self.identities, replace=False)
+            left[chosen] -= 1
+            batches.append(np.concatenate([groups[identity][left[identity]] for identity in chosen]))
+        return np.stack(batches)
+
+    def _groups(self, images: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+        """Groups of K images of one identity, (groups, K)."""
+        if len(images) < self.instances:
+            return generator.choice(images, (1, self.instances))
+        whole = len(images) // self.instances
+        return generator.permutation(images)[: whole * self.instances].reshape(whole, self.instances)

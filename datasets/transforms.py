@@ -1,0 +1,115 @@
+"""Pictures to normalised tensors, for training and for testing. Sizes are (rows, columns) of the network's input."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+Picture = NDArray[np.uint8] | Image.Image
+"""RGB, of any size; an array is (H, W, 3)."""
+
+ERASED_AREA = (0.02, 1 / 3)
+"""Smallest and largest share of the picture that random erasing covers (Zhong et al. 2017, arXiv 1708.04896)."""
+
+ERASED_ASPECT = (0.3, 1 / 0.3)
+"""Smallest and largest height by width of the erased box."""
+
+
+class TestTransform:
+    """Resize bilinearly and normalise.
+
+    Args:
+        size: (rows, columns) of the output.
+        mean: of each band, of values in 0..1.
+        std: of each band.
+    """
+
+    __test__ = False  # No test class, whatever pytest makes of the name.
+
+    def __init__(self, size: Sequence[int], mean: Sequence[float], std: Sequence[float]):
+        self.size, self.mean, self.std = tuple(size), tuple(mean), tuple(std)
+
+    def __call__(self, picture: Picture, generator: np.random.Generator | None = None) -> Tensor:
+        """Return (3, rows, columns) float32; `generator` is not used."""
+        return normalise(resize(picture, self.size, Image.Resampling.BILINEAR), self.mean, self.std)
+
+
+class TrainTransform:
+    """Resize bicubically, flip left and right, pad and crop at random, normalise, erase a box at random.
+
+    Args:
+        size: (rows, columns) of the output.
+        mean: of each band, of values in 0..1.
+        std: of each band.
+        flip_probability: of the flip.
+        padding: black pixels added on each side before the crop.
+        erasing_probability: of the erased box.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        flip_probability: float,
+        padding: int,
+        erasing_probability: float,
+    ):
+        self.size, self.mean, self.std = tuple(size), tuple(mean), tuple(std)
+        self.flip_probability = flip_probability
+        self.padding = padding
+        self.erasing_probability = erasing_probability
+
+    def __call__(self, picture: Picture, generator: np.random.Generator) -> Tensor:
+        """Return (3, rows, columns) float32; every choice is drawn from `generator`."""
+        pixels = resize(picture, self.size, Image.Resampling.BICUBIC)
+        if generator.random() < self.flip_probability:
+            pixels = pixels[:, ::-1]
+        pixels = pad_and_crop(pixels, self.padding, generator)
+        image = normalise(pixels, self.mean, self.std)
+        if generator.random() < self.erasing_probability:
+            erase_box(image, generator)
+        return image
+
+
+def resize(picture: Picture, size: tuple[int, int], resampling: Image.Resampling) -> NDArray[np.uint8]:
+    """Resize to (rows, columns) with Pillow, which averages over the source pixels when it shrinks. Returns (H, W, 3)."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    return np.asarray(image.resize((size[1], size[0]), resampling))
+
+
+def pad_and_crop(pixels: NDArray[np.uint8], padding: int, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Shift the picture (H, W, 3) by up to `padding` pixels either way; what comes in from outside is black."""
+    top, left = generator.integers(0, 2 * padding, size=2, endpoint=True)
+    padded = np.pad(pixels, ((padding, padding), (padding, padding), (0, 0)))
+    return padded[top : top + pixels.shape[0], left : left + pixels.shape[1]]
+
+
+def normalise(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn pixels (H, W, 3) in 0..255 into (3, H, W) float32 of (value / 255 - mean) / std."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).to(torch.float32).div_(255)
+    return image.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
+
+
+def erase_box(image: Tensor, generator: np.random.Generator) -> None:
+    """Fill one random box of `image` (3, H, W), in place, with standard normal noise drawn for each pixel and band.
+
+    Area is uniform in `ERASED_AREA`, aspect log-uniform in `ERASED_ASPECT`; a box that does not fit is drawn again, and after
+    ten of them the image stays whole.
+    """
+    bands, height, width = image.shape
+    for _ in range(10):
+        area = generator.uniform(*ERASED_AREA) * height * width
+        aspect = math.exp(generator.uniform(*map(math.log, ERASED_ASPECT)))
+        rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if rows < height and columns < width:
+            top = generator.integers(0, height - rows, endpoint=True)
+            left = generator.integers(0, width - columns, endpoint=True)
+            noise = generator.standard_normal((bands, rows, columns), dtype=np.float32)
+            image[:, top : top + rows, left : left + columns] = torch.from_numpy(noise)
+            return
