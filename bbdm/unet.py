@@ -1,0 +1,233 @@
+"""The denoising network: the UNet of ADM (arXiv 2105.05233) as latent diffusion and BBDM use it, under their tensor names.
+
+Legend: B batch, C channels, H x W pixels, E width of the time embedding. Residual blocks change the resolution and take the
+time as scale and shift; attention is multi-head self-attention over pixels.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """Cosines, then sines, of t at width / 2 frequencies from 1 down to 1/10000: (B,) -> (B, width) float32; width even."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of 32 groups, eps 1e-5."""
+    return nn.GroupNorm(32, channels)
+
+
+class ResidualBlock(nn.Module):
+    """(B, C, H, W), (B, E) -> (B, C', H', W'), with H' = H, H / 2 (`resample` 'down') or 2 H ('up')."""
+
+    def __init__(self, channels: int, out_channels: int, *, time_width: int, resample: str | None = None, dropout: float = 0.0):
+        super().__init__()
+        self.resample = resample
+        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_width, 2 * out_channels))
+        self.out_layers = nn.Sequential(
+            group_norm(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Apply the block; resampling sits between the first activation and the first convolution, and on the skip."""
+        norm, activation, convolution = self.in_layers
+        h = convolution(self._resampled(activation(norm(x))))
+        scale, shift = self.emb_layers(time)[:, :, None, None].chunk(2, dim=1)
+        norm, *rest = self.out_layers
+        h = norm(h) * (1 + scale) + shift
+        for layer in rest:
+            h = layer(h)
+        return self.skip_connection(self._resampled(x)) + h
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over pixels, (B, C, H, W) -> the same; C is heads x (C / heads), split before queries, keys and values."""
+
+    def __init__(self, channels: int, *, head_width: int):
+        super().__init__()
+        if channels % head_width:
+            raise ValueError(f"{channels} channels do not divide into attention heads of width {head_width}")
+        self.heads = channels // head_width
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend and add."""
+        batch, channels, height, width = x.shape
+        flat = x.reshape(batch, channels, height * width)
+        qkv = self.qkv(self.norm(flat)).view(batch, self.heads, 3, channels // self.heads, height * width)
+        query, key, value = qkv.transpose(-1, -2).unbind(dim=2)  # each (B, heads, HW, C / heads)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return (flat + self.proj_out(attended.transpose(-1, -2).reshape_as(flat))).view_as(x)
+
+
+class TimedSequential(nn.Sequential):
+    """Layers in a row; residual blocks also get the time embedding."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, C, H, W), (B, E) -> (B, C', H', W')."""
+        for layer in self:
+            x = layer(x, time) if isinstance(layer, ResidualBlock) else layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Predict the bridge's target: x_t (B, C, H, W), t (B,), condition (B, C_y, H, W) or none -> (B, C_out, H, W).
+
+    H and W must divide by 2^(levels - 1). Built by `make_unet`.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        input_blocks: Sequence[nn.Module],
+        middle_block: nn.Module,
+        output_blocks: Sequence[nn.Module],
+        out_channels: int,
+        activation_checkpoints: bool,
+    ):
+        super().__init__()
+        self.width = width
+        self.activation_checkpoints = activation_checkpoints
+        self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.input_blocks = nn.ModuleList(input_blocks)
+        self.middle_block = middle_block
+        self.output_blocks = nn.ModuleList(output_blocks)
+        self.out = nn.Sequential(group_norm(width), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Run the network; the condition's channels follow those of x."""
+        time = self.time_embed(timestep_embedding(t, self.width))
+        h = x if condition is None else torch.cat([x, condition], dim=1)
+        skips = []
+        for block in self.input_blocks:
+            h = self._run(block, h, time)
+            skips.append(h)
+        h = self._run(self.middle_block, h, time)
+        for block in self.output_blocks:
+            h = self._run(block, torch.cat([h, skips.pop()], dim=1), time)
+        return self.out(h)
+
+    def _run(self, block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
+        if self.activation_checkpoints and self.training:
+            return checkpoint(block, x, time, use_reentrant=False)
+        return block(x, time)
+
+
+def make_unet(
+    *,
+    in_channels: int,
+    out_channels: int = 3,
+    width: int = 128,
+    multipliers: Sequence[int] = (1, 4, 8),
+    blocks: int = 2,
+    attention_factors: Sequence[int] = (8, 16, 32),
+    head_width: int = 64,
+    dropout: float = 0.0,
+    activation_checkpoints: bool = False,
+) -> UNet:
+    """Build a UNet with the published names and start values.
+
+    Args:
+        in_channels: channels of x_t plus those of the condition.
+        out_channels: channels of the target.
+        width: channels at full resolution; a multiple of 32.
+        multipliers: width factor of each level; a level halves the resolution of the one above.
+        blocks: residual blocks of a level on the way down; one more on the way up.
+        attention_factors: downsampling factors at which blocks attend; the middle block always does.
+        head_width: channels of an attention head.
+        dropout: within residual blocks, 0..1.
+        activation_checkpoints: compute activations again in the backward pass to save memory.
+    """
+
+    def level(channels: int, out: int, factor: int) -> list[nn.Module]:
+        layers: list[nn.Module] = [ResidualBlock(channels, out, time_width=4 * width, dropout=dropout)]
+        if factor in attention_factors:
+            layers.append(AttentionBlock(out, head_width=head_width))
+        return layers
+
+    def resampler(channels: int, direction: str) -> ResidualBlock:
+        return ResidualBlock(channels, channels, time_width=4 * width, resample=direction, dropout=dropout)
+
+    down = [TimedSequential(nn.Conv2d(in_channels, width, 3, padding=1))]
+    skip_channels, channels = [width], width
+    for index, multiplier in enumerate(multipliers):
+        for _ in range(blocks):
+            down.append(TimedSequential(*level(channels, multiplier * width, 2**index)))
+            channels = multiplier * width
+            skip_channels.append(channels)
+        if index + 1 < len(multipliers):
+            down.append(TimedSequential(resampler(channels, "down")))
+            skip_channels.append(channels)
+    middle = TimedSequential(
+        ResidualBlock(channels, channels, time_width=4 * width, dropout=dropout),
+        AttentionBlock(channels, head_width=head_width),
+        ResidualBlock(channels, channels, time_width=4 * width, dropout=dropout),
+    )
+    up = []
+    for index, multiplier in reversed(list(enumerate(multipliers))):
+        for block in range(blocks + 1):
+            layers = level(channels + skip_channels.pop(), multiplier * width, 2**index)
+            channels = multiplier * width
+            if index and block == blocks:
+                layers.append(resampler(channels, "up"))
+            up.append(TimedSequential(*layers))
+    if channels != width:
+        raise ValueError(f"the first width multiplier must be 1, not {multipliers[0]}")
+    network = UNet(
+        width=width,
+        input_blocks=down,
+        middle_block=middle,
+        output_blocks=up,
+        out_channels=out_channels,
+        activation_checkpoints=activation_checkpoints,
+    )
+    _set_start_values(network)
+    return network
+
+
+def _set_start_values(network: UNet) -> None:
+    """As released: N(0, 0.02) for each Conv2d and Linear weight; the last layer of a block starts with bias 0.
+
+    Only the attention's output projection, a Conv1d, starts at zero altogether.
+    """
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.weight.normal_(0.0, 0.02)
+            elif isinstance(module, AttentionBlock):
+                module.proj_out.weight.zero_()
+                module.proj_out.bias.zero_()
+        for last in _last_layers(network):
+            last.bias.zero_()
+
+
+def _last_layers(network: UNet) -> Iterator[nn.Conv2d]:
+    yield network.out[-1]
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            yield module.out_layers[-1]

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+
+from bbdm.first_stage import make_first_stage
+from bbdm.unet import AttentionBlock, ResidualBlock, make_unet, timestep_embedding
+
+SMALL = {"width": 32, "multipliers": (1, 2), "blocks": 1, "head_width": 16}
+
+
+def test_time_embedding_has_cosines_then_sines():
+    embedding = timestep_embedding(torch.tensor([0, 3]), 8)
+    np.testing.assert_allclose(embedding[0], [1, 1, 1, 1, 0, 0, 0, 0])
+    np.testing.assert_allclose(embedding[1, [0, 4]], [np.cos(3), np.sin(3)], rtol=1e-6)
+
+
+def test_start_values_follow_the_release():
+    torch.manual_seed(0)
+    network = make_unet(in_channels=6, attention_factors=(2,), **SMALL)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and module.weight.numel() > 5000:
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        if isinstance(module, ResidualBlock):
+            assert not module.out_layers[-1].bias.any()
+        if isinstance(module, AttentionBlock):
+            assert not module.proj_out.weight.any()
+            assert module.qkv.weight.any()
+    assert network.out[-1].weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_condition_counts_as_channels_after_x():
+    network = make_unet(in_channels=6, **SMALL).eval()
+    x, y, t = torch.randn(2, 3, 8, 16), torch.randn(2, 3, 8, 16), torch.tensor([1, 500])
+    with torch.no_grad():
+        assert network(x, t, y).shape == x.shape
+        torch.testing.assert_close(network(torch.cat([x, y], 1), t), network(x, t, y))
+
+
+def test_activation_checkpoints_change_no_number():
+    torch.manual_seed(0)
+    plain = make_unet(in_channels=3, **SMALL)
+    saving = make_unet(in_channels=3, activation_checkpoints=True, **SMALL)
+    saving.load_state_dict(plain.state_dict())
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([7])
+    for network in (plain, saving):
+        network(x, t).square().mean().backward()
+    for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+
+
+def test_sizes_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="do not divide into attention heads of width 48"):
+        make_unet(in_channels=3, width=32, head_width=48)
+    with pytest.raises(ValueError, match="first width multiplier must be 1"):
+        make_unet(in_channels=3, width=32, multipliers=(2, 4), head_width=32)
+
+
+def test_first_stage_quantises_to_the_nearest_code():
+    torch.manual_seed(0)
+    stage = make_first_stage(width=32, blocks=1, codes=50)
+    latent = 0.05 * torch.randn(2, 3, 5, 4)
+    vectors, numbers = stage.quantise(latent)
+    pixels = latent.permute(0, 2, 3, 1).reshape(-1, 3)
+    nearest = torch.cdist(pixels, stage.quantize.embedding.weight).argmin(dim=1)
+    assert torch.equal(numbers.flatten(), nearest)
+    torch.testing.assert_close(vectors[1, :, 2, 3], stage.quantize.embedding.weight[numbers[1, 2, 3]])
+
+
+def test_first_stage_decodes_by_way_of_the_codes():
+    torch.manual_seed(0)
+    stage = make_first_stage(width=32, multipliers=(1, 1, 2), blocks=1, codes=16).eval()
+    with torch.no_grad():
+        latent = stage.encode(torch.randn(1, 3, 16, 32))
+        assert latent.shape == (1, 3, 4, 8)
+        vectors, _ = stage.quantise(latent)
+        assert stage.decode(latent).shape == (1, 3, 16, 32)
+        torch.testing.assert_close(stage.decode(latent), stage.decode_codes(vectors))
+        torch.testing.assert_close(stage.decode(latent), stage.decode(vectors))
