@@ -5,7 +5,7 @@ read, written or configured here.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,8 +135,11 @@ def rank_features(
     block_rows = max(1, min(1024, (memory_bytes - working_bytes) // row_bytes))
 
     def blocks() -> Iterator[Tensor]:
+        squares = _gallery_squares(gallery, scale, device)
+        buffer = torch.empty(min(block_rows, len(rows)), truth.gallery, dtype=torch.float64, device=device)
         for block in rows.split(block_rows):
-            yield _exact_distances(query[block.to(query.device)].to(device), gallery, scale)
+            scaled = _to_integers(query[block.to(query.device)].to(device), scale)
+            yield _exact_distances(scaled, gallery, squares, scale, out=buffer[: len(block)])
 
     return _rank_blocks(blocks(), truth, rows)
 
@@ -179,15 +182,27 @@ def _integer_scale(query: Tensor, gallery: Tensor) -> float:
     return 2.0 ** (_EXACT_BITS - math.floor(math.log2(largest) + 0.6)) if largest > 0 else 1.0
 
 
-def _exact_distances(query: Tensor, gallery: Tensor, scale: float) -> Tensor:
-    """(B, G) float64 integers |g|^2 - 2 q.g: scaled squared distances less |q|^2, which no order of a row depends on."""
-    query = query.double().mul_(scale).round_().mul_(-2)
-    distances = torch.empty(len(query), len(gallery), dtype=torch.float64, device=query.device)
+def _to_integers(features: Tensor, scale: float) -> Tensor:
+    """`features` times `scale`, rounded, in float64."""
+    return features.double().mul_(scale).round_()
+
+
+def _gallery_squares(gallery: Tensor, scale: float, device: torch.device) -> Tensor:
+    """(G,) float64: the exact squared norm of each scaled gallery feature."""
+    blocks = gallery.split(_GALLERY_BLOCK)
+    return torch.cat([_to_integers(block.to(device), scale).square_().sum(1) for block in blocks])
+
+
+def _exact_distances(query: Tensor, gallery: Tensor, squares: Tensor, scale: float, *, out: Tensor) -> Tensor:
+    """Write |g|^2 - 2 q.g into `out` (B, G): the scaled squared distances less |q|^2, which no order within a row depends on.
+
+    `query` (B, D) holds integers, `gallery` (G, D) the features as given, `squares` (G,) the norms of its integers.
+    """
+    query = query * -2
     for start in range(0, len(gallery), _GALLERY_BLOCK):
-        block = gallery[start : start + _GALLERY_BLOCK].to(query.device).double().mul_(scale).round_()
-        squares = block.square().sum(1)
-        torch.addmm(squares, query, block.T, out=distances[:, start : start + _GALLERY_BLOCK])
-    return distances
+        block = slice(start, start + _GALLERY_BLOCK)
+        torch.addmm(squares[block], query, _to_integers(gallery[block].to(query.device), scale).T, out=out[:, block])
+    return out
 
 
 @dataclass(frozen=True)
@@ -241,7 +256,8 @@ class _Truth:
         return indices, real & ~self.left_out(rows, indices)
 
     def left_out(self, rows: Tensor, indices: Tensor) -> Tensor:
-        """Which gallery images `indices` (B, M) or (G,) have the modality of queries `rows` (B,) and are to be left out."""
+        """Which gallery images `indices` (B, M) or (C,) have the modality of queries `rows` (B,) and are to be left out."""
+        indices = indices.to(self.order.device)
         if self.query_modalities is None:
             return torch.zeros((), dtype=torch.bool, device=indices.device)
         return self.query_modalities[rows.to(indices.device), None] == self.gallery_modalities[indices]
@@ -255,30 +271,28 @@ def _rank_blocks(blocks: Iterable[Tensor], truth: _Truth, rows: Tensor) -> Retri
         block = rows[done : done + len(distances)]
         done += len(block)
         indices, real = (table.to(distances.device) for table in truth.matches(block))
-        if truth.query_modalities is not None:
-            gallery = torch.arange(truth.gallery, device=truth.order.device)
-            distances = distances.masked_fill(truth.left_out(block, gallery).to(distances.device), math.inf)
-        ranks = _match_ranks(distances, indices, real).cpu().numpy()
-        shares.append(_score(ranks, real.sum(1).cpu().numpy(), truth.gallery))
+        ranks = _match_ranks(distances, indices, real, lambda columns, block=block: truth.left_out(block, columns))
+        shares.append(_score(ranks.cpu().numpy(), real.sum(1).cpu().numpy(), truth.gallery))
     if done != len(rows):
         raise ValueError(f"{done} rows of distances for {len(rows)} queries")
     return join_results(shares) if shares else RetrievalResult(np.empty(0), np.empty(0, int), np.empty(0, int), truth.gallery)
 
 
-def _match_ranks(distances: Tensor, indices: Tensor, real: Tensor) -> Tensor:
+def _match_ranks(distances: Tensor, indices: Tensor, real: Tensor, left_out: Callable[[Tensor], Tensor]) -> Tensor:
     """1-based ranks (B, M) of the matches, ascending in a row with the real ones first; the places after them mean nothing.
 
     Args:
-        distances: (B, G); infinite for an image that is left out.
+        distances: (B, G).
         indices: (B, M) gallery indices of the matches, ascending in a row.
         real: (B, M) False where a row has fewer matches.
+        left_out: gallery indices (C,) -> (B, C) True where an image takes no part in the ranking of a query.
     """
     rows, gallery = distances.shape
     matches = indices.shape[1]
     found = distances.gather(1, indices)
     if not bool(torch.isfinite(found[real]).all()):
         raise DataError("a distance between images is NaN or infinite; check the features that it was made from")
-    # The largest finite number fills up a row: it sorts last and never equals the infinity of an image left out.
+    # The largest finite number fills up a row: it sorts last, and never equals the infinity of an image that is left out.
     found = found.masked_fill(~real, torch.finfo(found.dtype).max)
     found, order = found.sort(dim=1, stable=True)
     indices = indices.gather(1, order)
@@ -291,7 +305,9 @@ def _match_ranks(distances: Tensor, indices: Tensor, real: Tensor) -> Tensor:
         return indices
     columns = max(1, _COUNTING_BLOCK // max(1, rows))
     for start in range(0, gallery, columns):
-        block = distances[:, start : start + columns].contiguous()
+        block = distances[:, start : start + columns]
+        absent = left_out(torch.arange(start, start + block.shape[1], device=distances.device))
+        block = block.masked_fill(absent.to(block.device), math.inf)
         place = torch.searchsorted(found, block, right=True)
         bins.scatter_add_(1, place, one.expand_as(place))
         row, column = (found.gather(1, (place - 1).clamp_(min=0)) == block).nonzero(as_tuple=True)
