@@ -126,8 +126,10 @@ def rank_features(
         DataError: no query has a match, or a feature is not finite.
     """
     device = query.device if device is None else torch.device(device)
-    scale = _integer_scale(query, gallery)
     truth = _Truth.build(query_ids, gallery_ids, query_modalities, gallery_modalities, device)
+    if (len(query), len(gallery)) != (truth.queries, truth.gallery):
+        raise ValueError(f"{len(query)} x {len(gallery)} features, but {truth.queries} x {truth.gallery} identities")
+    scale = _integer_scale(query, gallery)
     rows = torch.arange(truth.queries).tensor_split(share[1])[share[0]]
     # Eight bytes a distance; a match costs its index, threshold, mask, histogram bin and the sorting of them.
     row_bytes = 8 * truth.gallery + 80 * truth.most_matches
@@ -184,7 +186,7 @@ def _integer_scale(query: Tensor, gallery: Tensor) -> float:
 
 def _to_integers(features: Tensor, scale: float) -> Tensor:
     """`features` times `scale`, rounded, in float64."""
-    return features.double().mul_(scale).round_()
+    return (features.double() * scale).round_()
 
 
 def _gallery_squares(gallery: Tensor, scale: float, device: torch.device) -> Tensor:
@@ -268,6 +270,8 @@ def _rank_blocks(blocks: Iterable[Tensor], truth: _Truth, rows: Tensor) -> Retri
     shares = []
     done = 0
     for distances in blocks:
+        if distances.shape[1] != truth.gallery:
+            raise ValueError(f"{distances.shape[1]} columns of distances for {truth.gallery} gallery images")
         block = rows[done : done + len(distances)]
         done += len(block)
         indices, real = (table.to(distances.device) for table in truth.matches(block))
@@ -289,6 +293,8 @@ def _match_ranks(distances: Tensor, indices: Tensor, real: Tensor, left_out: Cal
     """
     rows, gallery = distances.shape
     matches = indices.shape[1]
+    if not matches:
+        return indices
     found = distances.gather(1, indices)
     if not bool(torch.isfinite(found[real]).all()):
         raise DataError("a distance between images is NaN or infinite; check the features that it was made from")
@@ -301,8 +307,6 @@ def _match_ranks(distances: Tensor, indices: Tensor, real: Tensor, left_out: Cal
     row_keys = torch.arange(rows, device=distances.device)[:, None] * (matches + 1)
     match_keys = (row_keys + torch.searchsorted(found, found, right=True)) * gallery
     tied_before = torch.zeros_like(indices)
-    if not matches:
-        return indices
     columns = max(1, _COUNTING_BLOCK // max(1, rows))
     for start in range(0, gallery, columns):
         block = distances[:, start : start + columns]
