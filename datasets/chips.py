@@ -21,8 +21,8 @@ FORMATS = ("TIFF", "PNG", "JPEG")
 MAX_PIXELS = 2**26
 """A chip holds one ship; a file that declares more is refused before its pixels are decoded."""
 
-MAX_SAR_VALUE = 1e30
-"""Beyond it (and for NaN and infinities) float32 arithmetic on SAR values gives no picture."""
+MAX_SAR_VALUE = 1e25
+"""Beyond it float32 arithmetic on SAR values overflows; no sensor gives such values."""
 
 SAR_MODES = ("F", "L", "I", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's names of one-band images."""
