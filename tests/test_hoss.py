@@ -180,7 +180,7 @@ def test_empty_folders_are_named(tmp_path, folder):
 def test_names_without_pid_or_modality_are_listed(tmp_path, name):
     root = write_hoss(tmp_path)
     (root / "HOSS" / "query" / name).touch()
-    with pytest.raises(DataError, match="query holds chips .* not named") as caught:
+    with pytest.raises(DataError, match=r"query holds chips .* not named") as caught:
         read_hoss(root)
     assert name in str(caught.value)
 

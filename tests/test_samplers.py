@@ -112,7 +112,7 @@ def test_batches_that_cannot_be_shared_are_refused():
         identity_sampler(batch_size=8, instances=3)
     with pytest.raises(ValueError, match="3 processes"):
         ShuffledSampler(30, batch_size=8, seed=0, world_size=3)
-    with pytest.raises(ValueError, match="2 identities of a batch .* 4 processes"):
+    with pytest.raises(ValueError, match=r"2 identities of a batch .* 4 processes"):
         identity_sampler(batch_size=8, instances=4, world_size=4)
 
 

@@ -82,5 +82,5 @@ def test_a_rendering_is_chosen_by_name_with_its_percentiles():
     ("name", "low", "high"), [("median", 5, 100), ("percentile", 50, 50), ("max", -1, 100), ("max", 5, 101)]
 )
 def test_unknown_names_and_percentiles_out_of_range_are_refused(name, low, high):
-    with pytest.raises(ValueError, match="choose one of|percentiles must"):
+    with pytest.raises(ValueError, match=r"choose one of|percentiles must"):
         build_sar_rendering(name, low=low, high=high)
