@@ -11,7 +11,7 @@ from numpy.random import Generator
 
 SIZE_CLASSES = ((60, 11), (100, 17), (135, 21), (180, 30), (190, 32), (200, 32), (225, 32), (260, 42), (335, 52))
 """Length and beam in metres of usual ship sizes, from coaster to very large carrier."""
-_CLASS_WEIGHTS = (0.02, 0.06, 0.08, 0.2, 0.2, 0.16, 0.16, 0.08, 0.04)
+_CLASS_WEIGHTS = (0.02, 0.06, 0.06, 0.14, 0.16, 0.18, 0.22, 0.12, 0.04)
 
 _DECK_PAINTS = (
     (0.50, 0.22, 0.18),
@@ -24,6 +24,7 @@ _DECK_PAINTS = (
 )
 _BOX_PAINTS = ((0.62, 0.22, 0.18), (0.25, 0.32, 0.60), (0.70, 0.70, 0.68), (0.66, 0.50, 0.22), (0.28, 0.45, 0.36))
 _WHITE = (0.88, 0.88, 0.86)
+_MIX = (0.5, 0.3, 0.2)  # share of the bays that each of a ship's three kinds of load takes
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Ship:
 
 def draw_ship(rng: Generator) -> Ship:
     """Draw a ship: size class, hull form, place of the bridge, and a load in each bay of the cargo deck."""
-    length, beam = np.array(SIZE_CLASSES[rng.choice(len(SIZE_CLASSES), p=_CLASS_WEIGHTS)]) * rng.normal(1, 0.02, 2)
+    length, beam = np.array(SIZE_CLASSES[rng.choice(len(SIZE_CLASSES), p=_CLASS_WEIGHTS)]) * rng.normal(1, 0.01, 2)
     bow, stern = rng.uniform(0.08, 0.18), rng.uniform(0.04, 0.10)
     deck_paint = _vary(_DECK_PAINTS[rng.integers(len(_DECK_PAINTS))], rng)
     return Ship(
@@ -122,14 +123,13 @@ def _deck(length: float, beam: float, bow: float, paint: tuple[float, float, flo
     parts = [Part(0, -0.5 * length + 0.05 * length, beam * 0.2, 4, 2, _WHITE, 0.8)]  # windlass on the forecastle
     stretches = [(start, bridge), (bridge + bridge_length, end)]
     bay = float(np.clip(length / rng.integers(6, 12), 11, 45))
-    loads = rng.choice(len(_LOADS), 2, replace=False)  # most ships carry one kind of load, some two
-    share = rng.choice([1.0, rng.uniform(0.4, 0.8)])
+    kinds = rng.choice(len(_LOADS), 3, replace=False)
     for first, last in stretches:
         count = int((last - first) / bay)
         for index in range(count):
             pitch = (last - first) / count
-            kind = _LOADS[loads[0] if rng.random() < share else loads[1]]
-            parts += kind(first + (index + 0.5) * pitch, pitch, beam, paint, rng)
+            load = _LOADS[rng.choice(kinds, p=_MIX)]
+            parts += load(first + (index + 0.5) * pitch, pitch, beam, paint, rng)
     return parts + _bridge(bridge + bridge_length / 2, bridge_length, beam, rng)
 
 
@@ -146,7 +146,7 @@ def _bridge(y: float, length: float, beam: float, rng: Generator) -> list[Part]:
 
 def _hatch(y: float, pitch: float, beam: float, paint: tuple[float, float, float], rng: Generator) -> list[Part]:
     """A flat, smooth cover: dark to the radar but for its coaming. Sometimes a crane stands behind it."""
-    cover = tuple(min(value * 1.25 + 0.03, 1.0) for value in paint)
+    cover = tuple(value * 0.5 for value in paint)
     parts = [Part(0, y, beam * 0.6, pitch * 0.7, 2.0, cover, 0.01)]
     return parts + (_crane(y + pitch / 2, pitch, beam, rng) if rng.random() < 0.4 else [])
 
@@ -193,9 +193,9 @@ def _tank(y: float, pitch: float, beam: float, paint: tuple[float, float, float]
 
 
 def _roof(y: float, pitch: float, beam: float, paint: tuple[float, float, float], rng: Generator) -> list[Part]:
-    """A covered deck, smooth and pale, with a ventilator."""
+    """A covered deck, pale and ribbed, with a ventilator."""
     vent = Part(float(rng.uniform(-0.3, 0.3)) * beam, y, 5, 5, 9.0, (0.5, 0.5, 0.5), 3.0)
-    return [Part(0, y, beam * 0.92, pitch, 6.0, _vary((0.80, 0.80, 0.76), rng, 0.02), 0.03), vent]
+    return [Part(0, y, beam * 0.92, pitch, 6.0, _vary((0.80, 0.80, 0.76), rng, 0.02), 0.4), vent]
 
 
 def _gap(y: float, pitch: float, beam: float, paint: tuple[float, float, float], rng: Generator) -> list[Part]:

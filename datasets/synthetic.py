@@ -10,6 +10,7 @@ y aft. Randomness: a ship is fixed by the generator that draws it, a view by the
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -47,14 +48,14 @@ class Plan:
     echo: np.ndarray
 
 
+@lru_cache(maxsize=1)
 def draw_plan(ship: Ship) -> Plan:
-    """Rasterise `ship`; the same ship gives the same plan."""
+    """Rasterise `ship`. The last plan is kept for further views of the same ship: read it only."""
     rows, columns = (round((size / 2 + _PLAN_MARGIN) / PLAN_PIXEL) * 2 + 1 for size in (ship.length, ship.beam))
     y, x = np.ogrid[:rows, :columns]
     x, y = (x - columns // 2) * PLAN_PIXEL, (y - rows // 2) * PLAN_PIXEL
     inside = np.abs(x) <= ship.half_width(y)
     grain = np.random.default_rng(ship.grain_seed)
-    worn = 1 + 0.5 * gaussian_filter(grain.standard_normal(inside.shape, np.float32), 2.0) * 2.0
     height = np.where(inside, ship.freeboard, 0).astype(np.float32)
     paint = np.broadcast_to(np.float32(ship.deck_paint), (*inside.shape, 3)).copy()
     echo = np.full(inside.shape, ship.deck_echo, np.float32)
@@ -69,9 +70,10 @@ def draw_plan(ship: Ship) -> Plan:
         echo[where] = part.echo
     rail = inside & (np.abs(x) > ship.half_width(y) - 1.2)
     echo[rail] += ship.rail_echo
-    fittings = grain.random(inside.shape, np.float32) < 0.01
-    echo += fittings * ship.deck_echo * grain.exponential(30.0, inside.shape).astype(np.float32)
-    return Plan(inside.astype(np.float32), height, np.clip(paint * worn[..., None], 0, 1), echo * inside)
+    # Small fittings: specks of paint, and a few strong corners among many faint ones.
+    wear = gaussian_filter(grain.standard_normal(inside.shape, np.float32), 1.0) * 0.2 + 1
+    corners = gaussian_filter(grain.gamma(0.1, 10.0, inside.shape).astype(np.float32), 0.8)
+    return Plan(inside.astype(np.float32), height, np.clip(paint * wear[..., None], 0, 1), echo * corners * inside)
 
 
 def _shift(image: np.ndarray, dx: float, dy: float) -> np.ndarray:
@@ -114,10 +116,10 @@ def _to_chip(image: np.ndarray, shape: tuple[int, int], placement: np.ndarray) -
     return cv2.warpAffine(image, placement, shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
-def _chip_shape(ship: Ship, pixel: float, sideways: float, rng: Generator) -> tuple[int, int]:
-    """Draw (H, W) of a chip: the ship and a margin that differs from annotation to annotation; `sideways` metres are added."""
-    height = ship.length * rng.normal(1.10, 0.025) / pixel
-    width = (ship.beam * rng.normal(1.22, 0.06) + sideways) / pixel
+def _chip_shape(ship: Ship, pixel: float, *, widen: float, spread: float, rng: Generator) -> tuple[int, int]:
+    """Draw (H, W) of a chip: the ship and a margin that varies, as annotations do, by `spread` of the length."""
+    height = ship.length * max(rng.normal(1.11, spread), 1.02) / pixel
+    width = ship.beam * widen * max(rng.normal(1.26, 2 * spread), 1.08) / pixel
     return max(round(height), 40), max(round(width), 12)
 
 
@@ -133,13 +135,13 @@ def render_optical(ship: Ship, rng: Generator) -> np.ndarray:
     # A wall or crown that faces the sun is brighter; this also draws the dark seams between hatches.
     facing = np.gradient(plan.height, axis=1) * np.cos(angle) + np.gradient(plan.height, axis=0) * np.sin(angle)
     light = (1 - 0.7 * shadow) * np.clip(1 + 0.06 * facing, 0.5, 1.4)
-    shape = _chip_shape(ship, OPTICAL_PIXEL, 0.0, rng)
+    shape = _chip_shape(ship, OPTICAL_PIXEL, widen=1.0, spread=0.036, rng=rng)
     placement = _placement(shape, plan.hull.shape, OPTICAL_PIXEL, rng)
     cover = _to_chip(plan.hull, shape, placement)[..., None]
     sea = _optical_sea(ship, shape, rng) * (1 - 0.6 * _to_chip(shadow, shape, placement)[..., None])
     chip = sea * (1 - cover) + _to_chip(plan.paint * (light * plan.hull)[..., None], shape, placement)
     chip = gaussian_filter(chip, (0.6, 0.6, 0))
-    cast = rng.normal(1, 0.12, 3) * rng.uniform(0.7, 1.35)
+    cast = rng.normal(1, 0.06, 3) * rng.uniform(0.7, 1.3)
     chip = chip * cast + rng.uniform(0, 0.04) * np.array([0.7, 0.9, 1.1])  # haze is bluish
     chip = np.clip(chip, 0, 1) ** rng.uniform(0.9, 1.15) + rng.normal(0, 0.012, chip.shape)
     return np.clip(np.rint(chip * 255), 1, 255).astype(np.uint8)
@@ -173,34 +175,48 @@ def render_sar(ship: Ship, rng: Generator) -> np.ndarray:
     shadow = cast_shadow(plan.height, (-towards, 0.0), 1 / np.tan(incidence))
     across = np.maximum(np.gradient(plan.height, axis=1) * -towards, 0)
     along = np.abs(np.gradient(plan.height, axis=0))
-    echo = plan.echo * (1 - 0.9 * shadow) + 0.10 * across + 0.12 * along
+    echo = plan.echo * (1 - 0.9 * shadow) + 0.15 * across + 0.12 * along
     echo *= rng.gamma(2.0, 0.5, echo.shape).astype(np.float32)  # scintillation: which corner shines depends on the angle
     lean = towards * plan.height * 0.35 / np.tan(incidence) / PLAN_PIXEL
     y, x = np.mgrid[: echo.shape[0], : echo.shape[1]]
     landing = np.clip(np.rint(x + lean).astype(int), 0, echo.shape[1] - 1)
     leant = np.zeros(echo.shape, np.float32)
     np.add.at(leant, (y, landing), echo)
-    shape = _chip_shape(ship, SAR_PIXEL, rng.uniform(2, 10), rng)
+    shape = _chip_shape(ship, SAR_PIXEL, widen=1.12, spread=0.05, rng=rng)
     placement = _placement(shape, plan.hull.shape, SAR_PIXEL, rng)
-    power = cv2.filter2D(_to_chip(leant, shape, placement), -1, _sar_response(rng), borderType=cv2.BORDER_CONSTANT)
+    power = cv2.filter2D(_to_chip(leant, shape, placement), -1, _sar_response(towards, rng), borderType=cv2.BORDER_CONSTANT)
     power = np.maximum(power, 0) * rng.uniform(0.6, 1.6) + _sar_sea(shape, rng)
-    looks = rng.uniform(1.0, 2.5)
-    amplitude = np.sqrt(power * rng.gamma(looks, 1 / looks, shape))
+    amplitude = np.sqrt(power * _speckle(shape, looks=int(rng.integers(1, 3)), rng=rng))
     return (rng.choice(SAR_CEILINGS) * np.tanh(0.45 * amplitude)).astype(np.float32)
 
 
 def _sar_sea(shape: tuple[int, int], rng: Generator) -> np.ndarray:
     """Draw the sea's backscatter (H, W): very dark, with a slow swell."""
     swell = gaussian_filter(rng.standard_normal(shape), 4)
-    return 10 ** rng.uniform(-4.2, -3.2) * np.exp(0.5 * swell / swell.std())
+    return 10 ** rng.uniform(-4.6, -3.6) * np.exp(0.5 * swell / swell.std())
 
 
-def _sar_response(rng: Generator) -> np.ndarray:
-    """Build the point response (41, 41): a blurred point with faint, slightly turned arms along range and azimuth."""
+def _speckle(shape: tuple[int, int], *, looks: int, rng: Generator) -> np.ndarray:
+    """Draw speckle (H, W) of mean 1: power of a complex Gaussian field, correlated over two pixels (an oversampled image)."""
+    field = gaussian_filter(rng.standard_normal((2 * looks, *shape), np.float32), (0, 0.7, 0.7))
+    power = (field**2).sum(0)
+    return power / power.mean()
+
+
+def _sar_response(towards: float, rng: Generator) -> np.ndarray:
+    """Build the point response (41, 41).
+
+    A blurred point; faint, slightly turned arms along range and azimuth; and a trail away from the radar, which lies `towards`
+    (1 starboard, -1 port): echoes that went to and fro on board come later.
+    """
     reach = np.arange(-20, 21)
     turn = rng.normal(0, 0.12)
     x = reach[None] * np.cos(turn) + reach[:, None] * np.sin(turn)
     y = reach[:, None] * np.cos(turn) - reach[None] * np.sin(turn)
     core = np.exp(-(x**2 + y**2) / (2 * 0.6**2))
     arms = np.exp(-(x**2) / 0.5) / (1 + np.abs(y)) ** 1.5 + np.exp(-(y**2) / 0.5) / (1 + np.abs(x)) ** 1.5
-    return (core / core.sum() + 10 ** rng.uniform(-2.4, -1.6) * arms).astype(np.float32)
+    late = -towards * x
+    trail = np.where(late > 0, np.exp(-late / 6 - (y / (1 + 0.2 * np.abs(late))) ** 2), 0)
+    return (core / core.sum() + 10 ** rng.uniform(-2.4, -1.8) * arms + rng.uniform(0.02, 0.12) * trail / trail.sum()).astype(
+        np.float32
+    )

@@ -45,7 +45,7 @@ def test_sar_chips_are_like_those_of_hoss(sar):
     for chip in sar:
         assert chip.dtype == np.float32 and chip.ndim == 2
         assert np.isfinite(chip).all() and chip.min() >= 0 and 1 < chip.max() <= 11.1
-        assert np.percentile(chip, 5) < 0.02 * chip.max()  # sea
+        assert np.percentile(chip, 5) < 0.03 * chip.max()  # sea
     ceilings = np.array([chip.max() for chip in sar])
     assert ceilings.min() < 3 and ceilings.max() > 9  # products of different range are mixed
     relative = np.array([np.percentile(chip, [50, 90, 99]) / chip.max() for chip in sar]).mean(0)
