@@ -162,7 +162,7 @@ def build_train_loader(cfg, data: HossData, *, device_type: str = "cpu", rank: i
     SOLVER.IMS_PER_BATCH counts the images of a batch over all ranks.
 
     Raises:
-        ValueError: a batch that K or the ranks do not divide.
+        UsageError: a batch that K or the ranks do not divide.
         DataError: too few ships or images for a batch.
     """
     labels = [data.labels[record.pid] for record in data.train]

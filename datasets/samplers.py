@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.errors import DataError
+from utils.errors import DataError, UsageError
 
 
 class BatchSampler:
@@ -22,12 +22,14 @@ class BatchSampler:
         world_size: number of processes.
 
     Raises:
-        ValueError: `batch_size` cannot be shared equally among the ranks.
+        UsageError: `batch_size` cannot be shared equally among the ranks.
     """
 
     def __init__(self, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         if batch_size % world_size:
-            raise ValueError(f"a batch of {batch_size} images cannot be shared equally by {world_size} processes")
+            raise UsageError(
+                f"SOLVER.IMS_PER_BATCH {batch_size} cannot be shared equally by {world_size} processes; change one of them"
+            )
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -100,18 +102,23 @@ class IdentitySampler(BatchSampler):
         **sharing: as `BatchSampler`; `batch_size` is P x K.
 
     Raises:
-        ValueError: K does not divide `batch_size`, or the ranks cannot share P equally.
+        UsageError: K does not divide `batch_size`, or the ranks cannot share P equally.
         DataError: fewer than P identities.
     """
 
     def __init__(self, labels: Sequence[int], *, instances: int, **sharing: int):
         super().__init__(**sharing)
         if self.batch_size % instances:
-            raise ValueError(f"a batch of {self.batch_size} images cannot be made of groups of {instances}")
+            raise UsageError(
+                f"SOLVER.IMS_PER_BATCH {self.batch_size} is not a multiple of DATALOADER.NUM_INSTANCE {instances}; change one"
+            )
         self.instances = instances
         self.identities = self.batch_size // instances
         if self.identities % self.world_size:
-            raise ValueError(f"{self.identities} identities of a batch cannot be shared equally by {self.world_size} processes")
+            raise UsageError(
+                f"the {self.identities} ships of a batch (SOLVER.IMS_PER_BATCH / DATALOADER.NUM_INSTANCE) cannot be shared "
+                f"equally by {self.world_size} processes; change one of them"
+            )
         labels = np.asarray(labels)
         self.images = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         if len(self.images) < self.identities:

@@ -6,6 +6,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.errors import UsageError
+
 SarRendering = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
 """Finite values (H, W) float32 -> picture (H, W, 3) uint8."""
 
@@ -58,13 +60,13 @@ def build_sar_rendering(name: str, *, low: float = 5.0, high: float = 100.0) -> 
         high: upper percentile, read by 'percentile' only.
 
     Raises:
-        ValueError: an unknown name, or percentiles that are not 0 <= low < high <= 100.
+        UsageError: an unknown name, or percentiles that are not 0 <= low < high <= 100.
     """
     if not 0 <= low < high <= 100:
-        raise ValueError(f"percentiles must satisfy 0 <= low < high <= 100, not {low} and {high}")
+        raise UsageError(f"INPUT.SAR_LOW_PERCENT {low} and INPUT.SAR_HIGH_PERCENT {high} must satisfy 0 <= low < high <= 100")
     renderings = {"percentile": partial(render_percentile, low=low, high=high), "max": render_max}
     if name not in renderings:
-        raise ValueError(f"unknown SAR rendering {name!r}; choose one of {', '.join(renderings)}")
+        raise UsageError(f"INPUT.SAR_DENOISE cannot be {name!r}; choose one of {', '.join(renderings)}")
     return renderings[name]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.samplers import IdentitySampler, ShuffledSampler
-from utils.errors import DataError
+from utils.errors import DataError, UsageError
 
 LABELS = [0] * 9 + [1] * 4 + [2] * 2 + [3] * 6 + [4] * 1 + [5] * 8
 
@@ -108,11 +108,12 @@ def test_shuffled_ranks_split_the_plan_of_one_process():
 
 
 def test_batches_that_cannot_be_shared_are_refused():
-    with pytest.raises(ValueError, match="groups of 3"):
+    with pytest.raises(UsageError, match=r"IMS_PER_BATCH 8 .* DATALOADER\.NUM_INSTANCE 3") as caught:
         identity_sampler(batch_size=8, instances=3)
-    with pytest.raises(ValueError, match="3 processes"):
+    assert caught.value.exit_status == 2
+    with pytest.raises(UsageError, match="3 processes"):
         ShuffledSampler(30, batch_size=8, seed=0, world_size=3)
-    with pytest.raises(ValueError, match=r"2 identities of a batch .* 4 processes"):
+    with pytest.raises(UsageError, match=r"2 ships of a batch .* 4 processes"):
         identity_sampler(batch_size=8, instances=4, world_size=4)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from datasets.sar import build_sar_rendering, render_max, render_percentile
+from utils.errors import UsageError
 
 GOLDEN = Path(__file__).parent / "golden" / "sar_to_rgb.npz"
 
@@ -82,5 +83,5 @@ def test_a_rendering_is_chosen_by_name_with_its_percentiles():
     ("name", "low", "high"), [("median", 5, 100), ("percentile", 50, 50), ("max", -1, 100), ("max", 5, 101)]
 )
 def test_unknown_names_and_percentiles_out_of_range_are_refused(name, low, high):
-    with pytest.raises(ValueError, match=r"choose one of|percentiles must"):
+    with pytest.raises(UsageError, match=r"INPUT\.SAR_.*(choose one of|must satisfy)"):
         build_sar_rendering(name, low=low, high=high)
