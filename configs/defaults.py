@@ -20,6 +20,12 @@ CHOICES = {
     "MODEL.NAME": ("transformer",),
     "MODEL.NECK": ("bnneck", "no"),
     "MODEL.PRETRAIN_CHOICE": ("imagenet", "clip", "finetune", "self", "none"),
+    "BBDM.LOSS": ("l1", "l2"),
+    "BBDM.OBJECTIVE": ("grad", "noise", "ysubx"),
+    "BBDM.PAIRS": ("registered", "hoss"),
+    "BBDM.SAMPLER": ("released", "few_step"),
+    "BBDM.SCHEDULE": ("linear", "sin"),
+    "BBDM.SPACE": ("pixel", "latent"),
     "DATALOADER.SAMPLER": ("softmax", "softmax_triplet"),
     "INPUT.SAR_DENOISE": ("percentile", "max"),
     "SOLVER.AMP": ("auto", "off", "fp16", "bf16"),
@@ -50,6 +56,7 @@ def default_cfg() -> CfgNode:
     cfg.DATALOADER = _dataloader()
     cfg.SOLVER = _solver()
     cfg.TEST = _test()
+    cfg.BBDM = _bbdm()
     cfg.OUTPUT_DIR = ""
     return cfg
 
@@ -163,4 +170,62 @@ def _test() -> CfgNode:
     node.SAME_MODALITY_GALLERY = True  # False: images of the query's own modality leave its gallery
     node.DIST_MAT = "dist_mat.npy"
     node.EVAL = False
+    return node
+
+
+def _bbdm() -> CfgNode:
+    """The bridge. It also reads SOLVER.{MAX_EPOCHS, BASE_LR, IMS_PER_BATCH, ..._PERIOD, SEED, AMP, RESUME} and OUTPUT_DIR."""
+    node = CfgNode()
+    # pairs
+    node.PAIRS = "registered"  # 'registered': of PAIRS_DIR; 'hoss': every optical x SAR view of a training ship
+    node.PAIRS_DIR = ""  # a folder for each modality (opt..., sar...; or A, B), perhaps under train/ and val/
+    node.HOLD_OUT_EVERY = 0  # every N-th place (text before the first '_' of a name) validates; 0: none
+    node.IMAGE_SIZE = [256, 256]  # height, width
+    node.CROP = False  # True: random crops of IMAGE_SIZE from registered pairs; False: resize
+    node.FLIP = True
+    # bridge
+    node.SPACE = "pixel"  # 'latent': between latents of the first stage
+    node.OBJECTIVE = "grad"
+    node.SCHEDULE = "linear"
+    node.NUM_TIMESTEPS = 1000
+    node.MAX_VARIANCE = 1.0
+    node.LOSS = "l1"
+    # network
+    node.WIDTH = 128
+    node.MULTIPLIERS = [1, 4, 8]
+    node.BLOCKS = 2
+    node.ATTENTION_FACTORS = [8, 16, 32]  # downsampling factors at which blocks attend; the middle block always does
+    node.HEAD_WIDTH = 64
+    node.DROPOUT = 0.0
+    node.ACTIVATION_CHECKPOINTS = False  # less memory, a third more time
+    # first stage
+    node.FIRST_STAGE = ""  # its checkpoint; '' where BBDM.WEIGHT holds it (published BBDM files)
+    node.FIRST_STAGE_WIDTH = 128
+    node.FIRST_STAGE_MULTIPLIERS = [1, 2, 4]
+    node.FIRST_STAGE_BLOCKS = 2
+    node.FIRST_STAGE_CODES = 8192
+    node.FIRST_STAGE_CODE_WIDTH = 3
+    # training
+    node.PRETRAINED = ""  # a bridge to start from
+    node.ACCUMULATION = 2  # batches to an optimiser step
+    node.CLIP_GRADIENT = 0.0  # largest norm; 0: none
+    node.PLATEAU_FACTOR = 0.5
+    node.PLATEAU_PATIENCE = 3000  # optimiser steps
+    node.PLATEAU_COOLDOWN = 3000
+    node.PLATEAU_THRESHOLD = 1e-4
+    node.PLATEAU_MIN_LR = 5e-7
+    node.EMA_DECAY = 0.995
+    node.EMA_PERIOD = 8  # optimiser steps
+    node.EMA_START = 30000  # batches; before it the average copies the weights
+    node.GRID_PERIOD = 10  # epochs between pictures of optical | SAR | generated; 0: none
+    # sampling
+    node.WEIGHT = ""
+    node.SPLITS = ["query", "gallery", "O2S/query", "O2S/gallery", "S2O/query", "S2O/gallery"]
+    node.SAMPLE_NUM = 5
+    node.SAMPLE_STEP = 200  # network calls of a sample
+    node.SAMPLER = "released"
+    node.ETA = 1.0  # noise of the released sampler
+    node.ORDER = 2  # of the few-step sampler
+    node.CLIP = False  # clamp estimates of the SAR picture to [-1, 1]
+    node.SAMPLE_BATCH = 16  # samples that go through the network together
     return node
