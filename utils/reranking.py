@@ -128,8 +128,9 @@ def _pair_distances(images: Tensor, rows: np.ndarray, columns: np.ndarray, block
 
 def _average(encoding: csr_array, neighbours: _Neighbours, k2: int) -> csr_array:
     """Local query expansion (equation 11): the mean encoding of the `k2` nearest."""
-    graph = neighbours.graph(k2)
-    return (graph @ encoding / np.float32(min(k2, graph.shape[0]))).tocsr()
+    average = neighbours.graph(k2) @ encoding
+    average.data /= min(k2, len(neighbours.indices))
+    return average
 
 
 def _shared_weight(by_image, by_neighbour) -> np.ndarray:
