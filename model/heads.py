@@ -39,7 +39,7 @@ def arcface_logits(cosine: Tensor, labels: Tensor, *, scale: float, margin: floa
 
 
 def cosface_logits(cosine: Tensor, labels: Tensor, *, scale: float, margin: float) -> Tensor:
-    """Additive cosine margin (CosFace, AM-Softmax; 2018): cos(theta) - m for the true identity; arguments as for `arcface_logits`."""
+    """Additive cosine margin (CosFace, AM-Softmax; 2018): cos(theta) - m; arguments as for `arcface_logits`."""
     return scale * _at_labels(cosine, labels, cosine - margin)
 
 

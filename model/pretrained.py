@@ -195,6 +195,30 @@ def load_pretrained(path: str | Path, model: nn.Module, *, choice: str) -> LoadR
     return report
 
 
+def load_weights(path: str | Path, model: nn.Module) -> LoadReport:
+    """Load the weights that `model` is to be tested with: every tensor that features depend on, or an error.
+
+    Args:
+        path: a checkpoint in the released layout.
+        model: a `ReIDModel` without classifier; the file's, for however many identities, is skipped.
+
+    Raises:
+        CheckpointError: see `fit_backbone`; also if a tensor of the model is not in the file.
+    """
+    try:
+        report = fit_model(load_state_dict(path), model, classifier=False)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    needed = [name for name in report.missing if name != "logit_scale"]
+    if needed:
+        raise CheckpointError(
+            f"{path} lacks {_shorten(needed)}: it is for another architecture or no trained re-identification model; "
+            "see MODEL.TRANSFORMER_TYPE, MODEL.MIE and MODEL.SSE"
+        )
+    logger.info("%s: %s", path, report.summary())
+    return report
+
+
 def _backbone_tensors(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The backbone's part of a checkpoint, by backbone names."""
     if any(name.startswith("base.") for name in source):
@@ -208,6 +232,6 @@ def _check_share(path: str | Path, report: LoadReport, backbone: nn.Module) -> N
     share = found / sum(sizes.values())
     if share < LEAST_SHARE:
         raise CheckpointError(
-            f"{path} holds {share:.0%} of the backbone's parameters, less than {LEAST_SHARE:.0%}: it is for another architecture; "
-            f"not in the file: {_shorten(report.missing)}"
+            f"{path} holds {share:.0%} of the backbone's parameters, less than {LEAST_SHARE:.0%}: "
+            f"it is for another architecture; not in the file: {_shorten(report.missing)}"
         )

@@ -35,5 +35,5 @@ def _fill(module: nn.Module, normalisation_keys: NormalisationKeys, values: Call
         for key, tensor in module.state_dict().items():
             if key.endswith("num_batches_tracked"):
                 continue
-            filled = torch.from_numpy(values(key, tensor)).reshape(tensor.shape)
+            filled = torch.from_numpy(np.asarray(values(key, tensor))).reshape(tensor.shape)
             tensor.copy_(filled + 1 if is_normalisation(key) else filled)

@@ -17,3 +17,9 @@ class UsageError(ValueError):
     """A value of a call or configuration that cannot be met here: a device that is not there, a model without that name."""
 
     exit_status = 2
+
+
+class TrainingError(Exception):
+    """A training run that cannot go on, such as one whose loss is no longer finite."""
+
+    exit_status = 1

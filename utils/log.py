@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ import torch
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import DataError
-from utils.files import write_json
+from utils.errors import DataError, UsageError
 
 
 def setup_logging(output_dir: Path | None = None, file_name: str = "log.txt") -> None:
@@ -45,7 +45,7 @@ class _ScreenHandler(logging.Handler):
 def make_output_dir(path: str) -> Path:
     """Make the output folder of a run and see that it can be written to."""
     if not path:
-        raise DataError("OUTPUT_DIR is empty; name a folder for the results")
+        raise UsageError("OUTPUT_DIR is empty; name a folder for the results")
     folder = Path(path)
     probe = folder / ".write_test"
     try:
@@ -58,7 +58,7 @@ def make_output_dir(path: str) -> Path:
     return folder
 
 
-def progress(total: int, description: str, *, unit: str = "it", initial: int = 0) -> tqdm:
+def progress(total: int, description: str, *, unit: str = "it", initial: int = 0, visible: bool = True) -> tqdm:
     """A progress bar with the time left, on rank 0; plain lines now and then where the output is no terminal."""
     terminal = sys.stderr.isatty()
     return tqdm(
@@ -66,7 +66,7 @@ def progress(total: int, description: str, *, unit: str = "it", initial: int = 0
         initial=initial,
         desc=description,
         unit=unit,
-        disable=not distributed.is_main(),
+        disable=not (visible and distributed.is_main()),
         dynamic_ncols=terminal,
         ncols=None if terminal else 100,
         mininterval=0.2 if terminal else 15.0,
@@ -103,15 +103,12 @@ class MetricsWriter:
                 file.write(json.dumps(finite) + "\n")
 
 
-def write_environment(path: Path, *, command: Sequence[str], seed: int, device: torch.device) -> None:
-    """Write what a result depends on beside the data: versions, device, commit, command and seed."""
-    import numpy
-    import timm
-    import torchvision
-
+def describe_environment(*, seed: int, device: torch.device) -> dict[str, Any]:
+    """What a result depends on beside data and weights: command, seed, commit, device and versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    environment = {
-        "command": list(command),
+    packages = ("torch", "torchvision", "timm", "numpy", "scipy", "opencv-python-headless", "pillow", "yacs")
+    return {
+        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
         "seed": seed,
         "commit": _commit(),
         "device": str(device),
@@ -120,13 +117,16 @@ def write_environment(path: Path, *, command: Sequence[str], seed: int, device: 
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "numpy": numpy.__version__,
+        "packages": {package: _version(package) for package in packages},
         "cuda": torch.version.cuda,
     }
-    write_json(path, environment)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

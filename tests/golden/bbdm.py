@@ -1,7 +1,7 @@
 """The golden vectors of the bridge, its network, its first stage and its weight average: one check for each kind of file."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from bbdm.first_stage import make_first_stage
 from bbdm.sampler import released_steps, sample_released
 from bbdm.unet import make_unet
 from tests.formula_weights import fill_formula, fill_seeded
+from tests.golden.compare import FORMULA, NETWORK, Comparison
 from utils.ema import ExponentialMovingAverage
 
 Vectors = Mapping[str, np.ndarray]
-FORMULA, NETWORK = 1e-5, 1e-4
 
 
-def check_schedule(vectors: Vectors) -> tuple[float, float]:
+def check_schedule(vectors: Vectors) -> Iterator[Comparison]:
     """Coefficients of every `mt_T_steps` in the file, and its step lists exactly."""
     worst = 0.0
     for name in {key.rsplit(".", 1)[0] for key in vectors}:
@@ -33,10 +33,10 @@ def check_schedule(vectors: Vectors) -> tuple[float, float]:
         worst = max([worst, *(_difference(ours[key], vectors[f"{name}.{key}"]) for key in ours)])
         if released_steps(int(num_timesteps), int(sample_step)) != vectors[f"{name}.steps"].tolist():
             worst = np.inf
-    return worst, FORMULA
+    yield Comparison(worst, FORMULA)
 
 
-def check_bridge(vectors: Vectors, *, objective: str | None = None) -> tuple[float, float]:
+def check_bridge(vectors: Vectors, *, objective: str | None = None) -> Iterator[Comparison]:
     """Forward sample, target, recovery, loss and the whole released reverse loop; the objective is found by its target."""
     x0, y, noise, t, x_t, target = (torch.from_numpy(vectors[key]) for key in ("x0", "y", "noise", "t", "x_t", "target"))
     schedule = make_schedule(str(vectors.get("mt_type", "linear")), num_timesteps=int(vectors["num_timesteps"]))
@@ -65,7 +65,7 @@ def check_bridge(vectors: Vectors, *, objective: str | None = None) -> tuple[flo
             clip=True,
         ),
     }
-    return max(_difference(ours[key], vectors[key]) for key in ours), FORMULA
+    yield Comparison(max(_difference(ours[key], vectors[key]) for key in ours), FORMULA)
 
 
 def _objective_of(vectors: Vectors, schedule: Schedule) -> str:
@@ -75,23 +75,23 @@ def _objective_of(vectors: Vectors, schedule: Schedule) -> str:
     return min(targets, key=lambda name: _difference(targets[name], vectors["target"]))
 
 
-def check_unet(vectors: Vectors) -> tuple[float, float]:
+def check_unet(vectors: Vectors) -> Iterator[Comparison]:
     """Output of the formula-filled network, its keys and shapes."""
     network = make_unet(**_unet_sizes(vectors)).eval()
     fill_formula(network, vectors["groupnorm_weights"].tolist())
     context = torch.from_numpy(vectors["context"]) if "context" in vectors else None
     with torch.no_grad():
         out = network(torch.from_numpy(vectors["x"]), torch.from_numpy(vectors["t"]), context)
-    return max(_difference(out, vectors["out"]), _key_difference(network, vectors)), NETWORK
+    yield Comparison(max(_difference(out, vectors["out"]), _key_difference(network, vectors)), NETWORK)
 
 
-def check_unet_keys(vectors: Vectors) -> tuple[float, float]:
+def check_unet_keys(vectors: Vectors) -> Iterator[Comparison]:
     """Keys and shapes of the published latent network."""
     with torch.device("meta"):
-        return _key_difference(make_unet(**_unet_sizes(vectors)), vectors), 0.0
+        yield Comparison(_key_difference(make_unet(**_unet_sizes(vectors)), vectors), 0.0)
 
 
-def check_first_stage(vectors: Vectors) -> tuple[float, float]:
+def check_first_stage(vectors: Vectors) -> Iterator[Comparison]:
     """Latent, codes, quantised latent and reconstruction of the seed-filled first stage, its keys and shapes."""
     stage = make_first_stage(**_first_stage_sizes(vectors)).eval()
     fill_seeded(stage, int(vectors["seed"]), vectors["groupnorm_weights"].tolist())
@@ -107,16 +107,16 @@ def check_first_stage(vectors: Vectors) -> tuple[float, float]:
         _key_difference(stage, vectors),
         0.0 if exact else np.inf,
     ]
-    return max(errors), NETWORK
+    yield Comparison(max(errors), NETWORK)
 
 
-def check_first_stage_keys(vectors: Vectors) -> tuple[float, float]:
+def check_first_stage_keys(vectors: Vectors) -> Iterator[Comparison]:
     """Keys and shapes of the published first stage."""
     with torch.device("meta"):
-        return _key_difference(make_first_stage(**_first_stage_sizes(vectors)), vectors), 0.0
+        yield Comparison(_key_difference(make_first_stage(**_first_stage_sizes(vectors)), vectors), 0.0)
 
 
-def check_ema(vectors: Vectors) -> tuple[float, float]:
+def check_ema(vectors: Vectors) -> Iterator[Comparison]:
     """The average after all weights but the first (the start), of which the first `copy_until` are copied."""
     weights = torch.from_numpy(vectors["weights"])
     network = nn.ParameterList([nn.Parameter(weights[0].clone())])
@@ -124,10 +124,10 @@ def check_ema(vectors: Vectors) -> tuple[float, float]:
     for step, weight in enumerate(weights[1:]):
         network[0].data.copy_(weight)
         average.update(network, copying=step < int(vectors["copy_until"]))
-    return _difference(average.network[0], vectors["shadow"]), FORMULA
+    yield Comparison(_difference(average.network[0], vectors["shadow"]), FORMULA)
 
 
-CHECKS: dict[str, Callable[[Vectors], tuple[float, float]]] = {
+CHECKS: dict[str, Callable[[Vectors], Iterator[Comparison]]] = {
     "bb_schedule": check_schedule,
     "bb_bridge_": check_bridge,
     "bb_unet_small": check_unet,
@@ -136,7 +136,7 @@ CHECKS: dict[str, Callable[[Vectors], tuple[float, float]]] = {
     "vqgan_f4_keys": check_first_stage_keys,
     "ema": check_ema,
 }
-"""By kind of file: arrays of a file -> (largest error, tolerance)."""
+"""Prefix of a file's name -> its check."""
 
 
 def _difference(ours: Tensor | np.ndarray, expected: np.ndarray) -> float:

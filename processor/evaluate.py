@@ -1,0 +1,224 @@
+"""Scoring features under the protocols, and the results of a test as records.
+
+Legend: I test images, D feature width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.records import Protocol, Record
+from utils import distributed
+from utils.errors import DataError
+from utils.intervals import Interval, mean_interval
+from utils.log import table
+from utils.reranking import rerank_blocks
+from utils.retrieval import RetrievalResult, join_results, rank_distances, rank_features
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """Parameters of k-reciprocal re-ranking (Zhong et al. 2017)."""
+
+    k1: int = 50
+    k2: int = 15
+    lambda_value: float = 0.3
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How galleries are ranked.
+
+    Attributes:
+        same_modality: whether gallery images of the query's own modality stay in (they do, as released).
+        reranking: None for plain distances.
+        device: where distances are computed.
+    """
+
+    same_modality: bool = True
+    reranking: Reranking | None = None
+    device: torch.device | None = None
+
+
+def build_ranking(cfg, device: torch.device) -> Ranking:
+    """The ranking of TEST.*."""
+    reranking = (
+        Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA) if cfg.TEST.RE_RANKING else None
+    )
+    return Ranking(cfg.TEST.SAME_MODALITY_GALLERY, reranking, device)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The figures of one protocol; rates in 0..1.
+
+    Attributes:
+        mAP, R1, R5, R10: over the queries that count.
+        queries, queries_counted, gallery: numbers of images; a query without a match in the gallery does not count.
+        distractors: gallery images that match no query.
+        chance: expected R1 of a random ranking, the mean of matches / gallery over the queries that count.
+        mAP_interval, R1_interval: 95 % intervals, ships resampled.
+    """
+
+    mAP: float
+    R1: float
+    R5: float
+    R10: float
+    queries: int
+    queries_counted: int
+    gallery: int
+    distractors: int
+    chance: float
+    mAP_interval: Interval
+    R1_interval: Interval
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A protocol's scores without and with generated samples; `fused` is None where it has none."""
+
+    plain: Score
+    fused: Score | None = None
+
+
+def rank_protocol(protocol: Protocol, features: Tensor, records: Sequence[Record], ranking: Ranking) -> RetrievalResult:
+    """Rank the protocol's gallery for each of its queries; processes share the queries.
+
+    Args:
+        protocol: indices into `features` and `records`.
+        features: (I, D).
+        records: (I,) the test images.
+        ranking: how.
+
+    Raises:
+        DataError: no query has a match.
+    """
+    pids = torch.tensor([record.pid for record in records])
+    modalities = torch.tensor([int(record.modality) for record in records])
+    query, gallery = torch.tensor(protocol.query), torch.tensor(protocol.gallery)
+    identities = {"query_ids": pids[query], "gallery_ids": pids[gallery]}
+    if not ranking.same_modality:
+        identities |= {"query_modalities": modalities[query], "gallery_modalities": modalities[gallery]}
+    try:
+        if ranking.reranking is not None:
+            options = ranking.reranking
+            blocks = rerank_blocks(
+                features[query], features[gallery], k1=options.k1, k2=options.k2, lambda_value=options.lambda_value
+            )
+            return rank_distances(blocks, **identities)
+        share = (distributed.rank(), distributed.world_size())
+        own = rank_features(features[query], features[gallery], **identities, device=ranking.device, share=share)
+        return join_results(distributed.gather(own))
+    except DataError as error:
+        raise DataError(f"{protocol.name}: {error}") from error
+
+
+def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequence[Record]) -> Score:
+    """The figures of a ranked protocol; arguments as for `rank_protocol`."""
+    counted = result.matches > 0
+    ships = np.array([records[index].pid for index in protocol.query])[counted]
+    return Score(
+        mAP=result.mean_average_precision,
+        R1=result.rank(1),
+        R5=result.rank(5),
+        R10=result.rank(10),
+        queries=result.queries,
+        queries_counted=result.queries_counted,
+        gallery=result.gallery,
+        distractors=sum(records[index].pid < 0 for index in protocol.gallery),
+        chance=float(np.mean(result.matches[counted] / result.gallery)),
+        mAP_interval=mean_interval(result.average_precision[counted], ships),
+        R1_interval=mean_interval(result.hits(1)[counted], ships),
+    )
+
+
+def evaluate(
+    protocols: Mapping[str, Protocol],
+    records: Sequence[Record],
+    features: Tensor,
+    ranking: Ranking,
+    *,
+    fused: Tensor | None = None,
+    sources: frozenset[int] = frozenset(),
+) -> dict[str, Evaluation]:
+    """Score every protocol, plain and, where it uses images with generated samples, fused.
+
+    Args:
+        protocols: by name, over `records`.
+        records: (I,) the test images.
+        features: (I, D).
+        ranking: how galleries are ranked.
+        fused: (I, D) features after fusion, if there are samples.
+        sources: indices of the images that have samples.
+
+    Raises:
+        DataError: no query of a protocol has a match.
+    """
+
+    def score(protocol: Protocol, of: Tensor) -> Score:
+        return score_protocol(protocol, rank_protocol(protocol, of, records, ranking), records)
+
+    evaluations = {}
+    for name, protocol in protocols.items():
+        uses_samples = fused is not None and not sources.isdisjoint((*protocol.query, *protocol.gallery))
+        evaluations[name] = Evaluation(score(protocol, features), score(protocol, fused) if uses_samples else None)
+    return evaluations
+
+
+def results_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """The figures as text, in percent, with 95 % intervals and the counting rule."""
+    headers = [
+        "protocol",
+        "",
+        "mAP",
+        "95 %",
+        "R1",
+        "95 %",
+        "R5",
+        "R10",
+        "chance",
+        "queries",
+        "counted",
+        "gallery",
+        "distractors",
+    ]
+    rows = []
+    for name, evaluation in evaluations.items():
+        for kind, score in (("plain", evaluation.plain), ("fused", evaluation.fused)):
+            if score is not None:
+                rates = [
+                    f"{100 * score.mAP:.1f}",
+                    _percent(score.mAP_interval),
+                    f"{100 * score.R1:.1f}",
+                    _percent(score.R1_interval),
+                    f"{100 * score.R5:.1f}",
+                    f"{100 * score.R10:.1f}",
+                    f"{100 * score.chance:.1f}",
+                ]
+                rows.append([name, kind, *rates, score.queries, score.queries_counted, score.gallery, score.distractors])
+    return table(headers, rows)
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * interval.low:.1f}-{100 * interval.high:.1f}"
+
+
+def results_dict(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """The 'protocols' of results.json."""
+
+    def figures(score: Score | None) -> dict[str, Any] | None:
+        if score is None:
+            return None
+        values = dict(vars(score))
+        for key in ("mAP_interval", "R1_interval"):
+            values[key] = [values[key].low, values[key].high]
+        return values
+
+    return {
+        name: {"plain": figures(evaluation.plain), "fused": figures(evaluation.fused)}
+        for name, evaluation in evaluations.items()
+    }

@@ -1,0 +1,73 @@
+"""Test a re-identification model: python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT <checkpoint>"""
+
+import logging
+from collections.abc import Sequence
+
+from configs import ConfigError, load_cfg
+from datasets.hoss import read_hoss
+from datasets.loaders import build_test_loader
+from model.build import build_model
+from model.pretrained import load_weights
+from processor.evaluate import build_ranking, evaluate, results_dict, results_table
+from processor.features import extract_features
+from utils import distributed
+from utils.checkpoint import sha256
+from utils.cli import config_parser, run
+from utils.device import build_device, build_precision
+from utils.files import write_json
+from utils.log import describe_environment, make_output_dir, setup_logging
+
+logger = logging.getLogger("test")
+
+
+def test(cfg, device) -> None:
+    """Extract every test image's feature once, score all protocols, write results.json."""
+    folder = make_output_dir(cfg.OUTPUT_DIR)
+    setup_logging(folder, "test_log.txt")
+    data = read_hoss(cfg.DATASETS.ROOT_DIR, train=False)
+    logger.info("%s", data.summary())
+    model = build_model(cfg)
+    load_weights(cfg.TEST.WEIGHT, model)
+    model.to(device)
+    share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
+    features = extract_features(
+        model,
+        build_test_loader(cfg, data.images, **share),
+        count=len(data.images),
+        device=device,
+        precision=build_precision(cfg, device),
+        neck=cfg.TEST.NECK_FEAT,
+        normalise=cfg.TEST.FEAT_NORM == "yes",
+        description="features",
+    )
+    evaluations = evaluate(data.protocols, data.images, features, build_ranking(cfg, device))
+    if distributed.is_main():
+        results = {
+            "weights": {"path": str(cfg.TEST.WEIGHT), "sha256": sha256(cfg.TEST.WEIGHT)},
+            "tau": cfg.TEST.FUSION_TAU,
+            "samples_per_image": 0,
+            "protocols": results_dict(evaluations),
+            "environment": describe_environment(device=device, seed=cfg.SOLVER.SEED),
+        }
+        write_json(folder / "results.json", results)
+        print(results_table(evaluations))
+        logger.info("wrote %s", folder / "results.json")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read the call and test."""
+    example = "python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT logs/hoss_transoss/best_model_mAP.pth"
+    args = config_parser("test.py", "Test a model on the protocols of a data set in HOSS layout.", example).parse_args(
+        arguments
+    )
+    setup_logging()
+    cfg = load_cfg(args.config_file, args.overrides)
+    if not cfg.TEST.WEIGHT:
+        raise ConfigError("TEST.WEIGHT is empty; name the checkpoint to test")
+    device = build_device(cfg)
+    with distributed.process_group(device):
+        test(cfg, device)
+
+
+if __name__ == "__main__":
+    run(main)
