@@ -189,6 +189,16 @@ class FirstStage(nn.Module):
         self.quant_conv = nn.Conv2d(latent_channels, code_width, 1)
         self.post_quant_conv = nn.Conv2d(code_width, latent_channels, 1)
 
+    @property
+    def factor(self) -> int:
+        """Side of a picture by side of its latent."""
+        return 2 ** (len(self.encoder.down) - 1)
+
+    @property
+    def code_width(self) -> int:
+        """Channels of a latent."""
+        return self.quantize.embedding.embedding_dim
+
     def encode(self, x: Tensor) -> Tensor:
         """Picture (B, C, H, W) in [-1, 1] -> latent (B, code width, h, w)."""
         return self.quant_conv(self.encoder(x))

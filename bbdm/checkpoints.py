@@ -1,0 +1,137 @@
+"""Weights of bridges and first stages: our files, and those that BBDM and latent diffusion publish. No file runs code."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import checkpoint
+from utils.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+HARMLESS_PACKAGES = ("pytorch_lightning.", "lightning.", "omegaconf.")
+"""Published files keep objects of these beside their tensors. They are not needed: each becomes an empty `_Ignored`."""
+
+NETWORK_PREFIX = "denoise_fn."
+FIRST_STAGE_PREFIX = "vqgan."
+FIRST_STAGE_PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
+
+
+class _Ignored(dict):
+    """Stands for an object of a package that is not needed. It takes any state and keeps none."""
+
+    def __init__(self, *_: Any):
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_bridge(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a bridge's network under their published names (`input_blocks.*` ...), averaged ones where there are.
+
+    Read are: a bare state dict; our `last.pth`; BBDM's files, `model` with `denoise_fn.*` and `ema`. What was taken is logged.
+
+    Raises:
+        CheckpointError: as `utils.checkpoint.load`; also a file without a bridge's network.
+    """
+    content = _load(path)
+    weights = {**_network_of(_tensors(content, "model")), **_network_of(_tensors(content, "state_dict"))}
+    weights = weights or _network_of(_tensors(content))
+    averages = _network_of(_tensors(content, "ema"))
+    strangers = averages.keys() - weights.keys() if weights else set()
+    if strangers:
+        raise CheckpointError(
+            f"{path}: its averaged weights do not belong to its network ({_some(strangers)}); get the file again"
+        )
+    merged = {**weights, **averages}
+    if not merged:
+        raise CheckpointError(
+            f"{path} holds no bridge network (input_blocks.*, or denoise_fn.* in BBDM's files); see BBDM.WEIGHT"
+        )
+    logger.info("%s: %d tensors of the network, %d of them averaged", path, len(merged), len(averages))
+    return merged
+
+
+def read_first_stage(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a first stage under LDM's names (`encoder.*` ...), from an LDM file, a BBDM file (`vqgan.*`) or ours.
+
+    Raises:
+        CheckpointError: as `utils.checkpoint.load`; also a file without a first stage.
+    """
+    content = _load(path)
+    for container in ("state_dict", "model", None):
+        tensors = _tensors(content, container)
+        inner = {name.removeprefix(FIRST_STAGE_PREFIX): t for name, t in tensors.items() if name.startswith(FIRST_STAGE_PREFIX)}
+        weights = {name: tensor for name, tensor in (inner or tensors).items() if name.startswith(FIRST_STAGE_PARTS)}
+        if weights:
+            left = len(inner or tensors) - len(weights)
+            logger.info("%s: %d tensors of the first stage, %d others left out", path, len(weights), left)
+            return weights
+    raise CheckpointError(f"{path} holds no first stage (encoder.*, decoder.*, quantize.*); see BBDM.FIRST_STAGE")
+
+
+def fit(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, keys: str) -> None:
+    """Load `tensors` into `module`: all of its own, no others, each of its shape.
+
+    Args:
+        module: to fill.
+        tensors: by name.
+        path: where they are from, for the message.
+        keys: the configuration keys that give the module's sizes, for the message.
+
+    Raises:
+        CheckpointError: lists what is missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    faults = {
+        "missing": own.keys() - tensors.keys(),
+        "unknown": tensors.keys() - own.keys(),
+        "of another shape": {name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape},
+    }
+    told = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
+    if told:
+        raise CheckpointError(f"{path} does not fit the model: {'; '.join(told)}; see {keys}")
+    module.load_state_dict(dict(tensors))
+
+
+def _load(path: str | Path) -> Any:
+    """Read a file; objects of `HARMLESS_PACKAGES` in it are emptied, any other is refused."""
+    path = Path(path)
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if path.is_file() else []
+    except Exception:  # no archive of torch.save: `load` says so in its own words
+        names = []
+    ignored = [(_Ignored, name) for name in names if name.startswith(HARMLESS_PACKAGES)]
+    if ignored:
+        logger.info("%s: objects that are not needed were left out: %s", path, _some(name for _, name in ignored))
+    with torch.serialization.safe_globals(ignored):
+        return checkpoint.load(path)
+
+
+def _tensors(content: Any, key: str | None = None) -> dict[str, Tensor]:
+    """The tensors by name of `content`, or of the dictionary under `key`, less any `module.` prefix."""
+    if key is not None:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    if not isinstance(content, Mapping):
+        return {}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    return checkpoint.strip_prefix(tensors, "module.")
+
+
+def _network_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's tensors: those under `denoise_fn.`, or all if they are a network's own names."""
+    inner = {name.removeprefix(NETWORK_PREFIX): t for name, t in tensors.items() if name.startswith(NETWORK_PREFIX)}
+    if inner:
+        return inner
+    return dict(tensors) if any(name.startswith("input_blocks.") for name in tensors) else {}
+
+
+def _some(names, limit: int = 3) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

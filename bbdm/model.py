@@ -1,0 +1,242 @@
+"""The bridge as a whole: equations, network and the space that it lives in (pixels, or latents of a first stage).
+
+Legend: B batch, H x W pixels, (c, h, w) a state of the bridge: (3, H, W) in pixel space, a latent otherwise.
+"""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from bbdm.bridge import Bridge, bridge_loss, make_schedule
+from bbdm.checkpoints import fit, read_bridge, read_first_stage
+from bbdm.first_stage import FirstStage, make_first_stage
+from bbdm.sampler import Noise, few_steps, released_steps, sample_few_steps, sample_released
+from bbdm.unet import UNet, make_unet
+from utils.device import Precision
+from utils.errors import CheckpointError, UsageError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How samples are drawn.
+
+    Attributes:
+        name: 'released' or 'few_step'.
+        steps: network calls.
+        eta: noise of the released sampler, 1 as trained.
+        order: of the few-step sampler, 1, 2 or 3.
+        clip: clamp estimates of the SAR picture; in pixel space only.
+    """
+
+    name: str
+    steps: int
+    eta: float = 1.0
+    order: int = 2
+    clip: bool = False
+
+
+class BridgeModel:
+    """Turns optical pictures into pseudo-SAR ones.
+
+    Args:
+        bridge: the equations, on the network's device.
+        network: predicts the bridge's target; anything called as `UNet` is.
+        first_stage: of the latent model, frozen; None for the pixel model.
+        precision: in which network and first stage compute.
+    """
+
+    def __init__(self, bridge: Bridge, network: nn.Module, first_stage: FirstStage | None, precision: Precision):
+        self.bridge = bridge
+        self.network = network
+        self.first_stage = first_stage
+        self.precision = precision
+
+    def with_network(self, network: nn.Module) -> "BridgeModel":
+        """The same bridge with another network, such as the averaged one."""
+        return BridgeModel(self.bridge, network, self.first_stage, self.precision)
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, c, h, w)."""
+        if self.first_stage is None:
+            return pictures
+        with self.precision.autocast():
+            return self.first_stage.encode(pictures).float()
+
+    @torch.no_grad()
+    def decode(self, states: Tensor) -> Tensor:
+        """(B, c, h, w) -> (B, 3, H, W), about [-1, 1]."""
+        if self.first_stage is None:
+            return states
+        with self.precision.autocast():
+            return self.first_stage.decode(states).float()
+
+    def predict(self, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        """The network's float32 prediction of the target; the pixel model sees y, the latent one x_t alone."""
+        with self.precision.autocast():
+            return self.network(x_t, t, y if self.first_stage is None else None).float()
+
+    def loss(self, optical: Tensor, sar: Tensor, t: Tensor, noise: Tensor, kind: str = "l1") -> Tensor:
+        """The training loss of a batch of pictures (B, 3, H, W) at t (B,) with noise (B, c, h, w): a float32 number."""
+        y, x0 = self.encode(optical), self.encode(sar)
+        x_t = self.bridge.forward_sample(x0, y, t, noise)
+        return bridge_loss(self.predict(x_t, y, t), self.bridge.target(x0, y, t, noise), kind)
+
+    def random_loss(
+        self, optical: Tensor, sar: Tensor, kind: str = "l1", *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`loss` at random t, uniform over 0..T-1, with random noise, drawn on the CPU if a generator is given."""
+        device = optical.device
+        shape = self.state_shape(optical)
+        where = device if generator is None else torch.device("cpu")
+        t = torch.randint(len(self.bridge.schedule), (len(optical),), generator=generator, device=where).to(device)
+        noise = torch.randn(shape, generator=generator, device=where).to(device)
+        return self.loss(optical, sar, t, noise, kind)
+
+    def state_shape(self, pictures: Tensor) -> tuple[int, ...]:
+        """(B, c, h, w) of the states of pictures (B, 3, H, W)."""
+        if self.first_stage is None:
+            return tuple(pictures.shape)
+        factor = self.first_stage.factor
+        batch, _, height, width = pictures.shape
+        return batch, self.first_stage.code_width, height // factor, width // factor
+
+    @torch.no_grad()
+    def sample(self, optical: Tensor, settings: SamplerSettings, noise: Noise, *, on_call=lambda: None) -> Tensor:
+        """Draw one SAR picture for each optical one.
+
+        Args:
+            optical: (B, 3, H, W) in [-1, 1].
+            settings: the sampler.
+            noise: step -> (B, c, h, w).
+            on_call: called after each call of the network.
+
+        Returns:
+            (B, 3, H, W), about [-1, 1].
+        """
+        y = self.encode(optical)
+        schedule = self.bridge.schedule
+
+        def denoise(x_t: Tensor, t: int) -> Tensor:
+            at = torch.full((len(x_t),), t, device=x_t.device)
+            x0 = self.bridge.predict_x0(x_t, y, at, self.predict(x_t, y, at))
+            on_call()
+            return x0
+
+        clip = settings.clip and self.first_stage is None
+        if settings.name == "released":
+            run = partial(sample_released, steps=released_steps(len(schedule), settings.steps), eta=settings.eta)
+        else:
+            run = partial(sample_few_steps, steps=few_steps(schedule, settings.steps), order=settings.order)
+        return self.decode(run(denoise, y, schedule=schedule, noise=noise, clip=clip))
+
+
+def build_sampler_settings(cfg) -> SamplerSettings:
+    """BBDM.SAMPLER, SAMPLE_STEP, ETA, ORDER and CLIP, checked against the schedule."""
+    settings = SamplerSettings(
+        name=cfg.BBDM.SAMPLER,
+        steps=cfg.BBDM.SAMPLE_STEP,
+        eta=cfg.BBDM.ETA,
+        order=cfg.BBDM.ORDER,
+        clip=cfg.BBDM.CLIP,
+    )
+    low = 3 if settings.name == "released" else 2
+    if not low <= settings.steps <= cfg.BBDM.NUM_TIMESTEPS:
+        raise UsageError(f"BBDM.SAMPLE_STEP is {settings.steps}; it is {low} to BBDM.NUM_TIMESTEPS {cfg.BBDM.NUM_TIMESTEPS}")
+    if not 0 <= settings.eta <= 1:
+        raise UsageError(f"BBDM.ETA is {settings.eta}; it is between 0 and 1")
+    if settings.order not in (1, 2, 3):
+        raise UsageError(f"BBDM.ORDER is {settings.order}; it is 1, 2 or 3")
+    return settings
+
+
+def build_bridge(cfg) -> Bridge:
+    """The equations of BBDM.SCHEDULE, NUM_TIMESTEPS, MAX_VARIANCE and OBJECTIVE."""
+    if cfg.BBDM.NUM_TIMESTEPS < 3 or cfg.BBDM.MAX_VARIANCE <= 0:
+        raise UsageError("BBDM.NUM_TIMESTEPS must be at least 3 and BBDM.MAX_VARIANCE above 0")
+    schedule = make_schedule(cfg.BBDM.SCHEDULE, num_timesteps=cfg.BBDM.NUM_TIMESTEPS, max_variance=cfg.BBDM.MAX_VARIANCE)
+    return Bridge(schedule, objective=cfg.BBDM.OBJECTIVE)
+
+
+def build_network(cfg) -> UNet:
+    """The UNet of BBDM.*, with start values: 6 -> 3 channels in pixel space, as many as a latent has otherwise."""
+    pixel = cfg.BBDM.SPACE == "pixel"
+    channels = 3 if pixel else cfg.BBDM.FIRST_STAGE_CODE_WIDTH
+    factor = 2 ** (len(cfg.BBDM.MULTIPLIERS) - 1) * (1 if pixel else 2 ** (len(cfg.BBDM.FIRST_STAGE_MULTIPLIERS) - 1))
+    if len(cfg.BBDM.IMAGE_SIZE) != 2 or any(side <= 0 or side % factor for side in cfg.BBDM.IMAGE_SIZE):
+        raise UsageError(f"BBDM.IMAGE_SIZE {list(cfg.BBDM.IMAGE_SIZE)} must be a height and a width that {factor} divides")
+    if cfg.BBDM.WIDTH % 32 or cfg.BBDM.WIDTH <= 0:
+        raise UsageError(f"BBDM.WIDTH is {cfg.BBDM.WIDTH}; it is a multiple of 32")
+    try:
+        return make_unet(
+            in_channels=2 * channels if pixel else channels,
+            out_channels=channels,
+            width=cfg.BBDM.WIDTH,
+            multipliers=cfg.BBDM.MULTIPLIERS,
+            blocks=cfg.BBDM.BLOCKS,
+            attention_factors=cfg.BBDM.ATTENTION_FACTORS,
+            head_width=cfg.BBDM.HEAD_WIDTH,
+            dropout=cfg.BBDM.DROPOUT,
+            activation_checkpoints=cfg.BBDM.ACTIVATION_CHECKPOINTS,
+        )
+    except ValueError as error:
+        raise UsageError(f"BBDM.WIDTH, MULTIPLIERS and HEAD_WIDTH make no network: {error}") from error
+
+
+def build_empty_first_stage(cfg) -> FirstStage:
+    """The first stage of BBDM.FIRST_STAGE_*, with random weights."""
+    if cfg.BBDM.FIRST_STAGE_WIDTH % 32 or cfg.BBDM.FIRST_STAGE_WIDTH <= 0:
+        raise UsageError(f"BBDM.FIRST_STAGE_WIDTH is {cfg.BBDM.FIRST_STAGE_WIDTH}; it is a multiple of 32")
+    return make_first_stage(
+        width=cfg.BBDM.FIRST_STAGE_WIDTH,
+        multipliers=cfg.BBDM.FIRST_STAGE_MULTIPLIERS,
+        blocks=cfg.BBDM.FIRST_STAGE_BLOCKS,
+        latent_channels=cfg.BBDM.FIRST_STAGE_CODE_WIDTH,
+        codes=cfg.BBDM.FIRST_STAGE_CODES,
+        code_width=cfg.BBDM.FIRST_STAGE_CODE_WIDTH,
+    )
+
+
+def build_first_stage(cfg, *, weights: str = "") -> FirstStage | None:
+    """The frozen first stage of the latent model, None for the pixel one.
+
+    Args:
+        cfg: the configuration.
+        weights: a bridge's checkpoint, which may hold the first stage too; BBDM.FIRST_STAGE comes first.
+
+    Raises:
+        CheckpointError: no file holds the first stage, or one of another shape.
+    """
+    if cfg.BBDM.SPACE == "pixel":
+        return None
+    path = cfg.BBDM.FIRST_STAGE or weights
+    if not path:
+        raise CheckpointError(
+            "the latent model needs a first stage; set BBDM.FIRST_STAGE to its checkpoint (vq-f4, or your own)"
+        )
+    stage = build_empty_first_stage(cfg)
+    fit(stage, read_first_stage(path), path, "BBDM.FIRST_STAGE_*")
+    return stage.eval().requires_grad_(False)
+
+
+def build_model(cfg, device: torch.device, precision: Precision, *, weights: str = "") -> BridgeModel:
+    """The bridge of BBDM.*, on `device`, with the weights of a checkpoint or start values.
+
+    Raises:
+        UsageError: sizes that make no network.
+        CheckpointError: a checkpoint that is missing, or of another shape.
+    """
+    network = build_network(cfg)
+    if weights:
+        fit(network, read_bridge(weights), weights, "BBDM.WIDTH, MULTIPLIERS, BLOCKS and SPACE")
+    first_stage = build_first_stage(cfg, weights=weights)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    network.to(device, memory_format=layout)
+    if first_stage is not None:
+        first_stage.to(device, memory_format=layout)
+    return BridgeModel(build_bridge(cfg).to(device), network, first_stage, precision)

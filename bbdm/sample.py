@@ -1,0 +1,183 @@
+"""Make pseudo-SAR pictures of optical test chips: `python -m bbdm.sample --config_file FILE BBDM.WEIGHT FILE [KEY VALUE]`."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from bbdm.data import to_picture, to_tensor
+from bbdm.model import BridgeModel, SamplerSettings, build_model, build_sampler_settings
+from bbdm.noise import sample_seed, seeded_normal
+from configs import load_cfg
+from datasets.chips import read_optical, read_shape
+from datasets.generated import Run, SampleStore, Source, open_store
+from datasets.hoss import CROSS_PROTOCOLS, read_hoss
+from datasets.records import Modality
+from datasets.transforms import resize
+from utils import checkpoint, cli, distributed
+from utils.device import build_device, build_precision
+from utils.errors import DataError, UsageError
+from utils.log import make_output_dir, progress, setup_logging
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("query", "gallery", *(f"{name}/{side}" for name in CROSS_PROTOCOLS for side in ("query", "gallery")))
+
+MODEL_KEYS = (
+    *("SPACE", "OBJECTIVE", "SCHEDULE", "NUM_TIMESTEPS", "MAX_VARIANCE", "IMAGE_SIZE", "CLIP"),
+    *("WIDTH", "MULTIPLIERS", "BLOCKS", "ATTENTION_FACTORS", "HEAD_WIDTH"),
+)
+"""Keys of BBDM that decide a sample's pixels beside the sampler's own."""
+
+Job = tuple[Path, Source, int]
+"""One sample to make: the optical chip, what the store knows of it, k."""
+
+
+def find_sources(root_dir: str | Path, splits: Sequence[str]) -> list[tuple[Path, Source]]:
+    """The optical test chips of `splits`, each once. An image of a subset that the main split holds too belongs to that one.
+
+    Raises:
+        DataError: there is none, or a chip cannot be read.
+    """
+    records = [
+        record
+        for record in read_hoss(root_dir, train=False).images
+        if record.modality is Modality.OPTICAL and record.split in splits
+    ]
+    if not records:
+        raise DataError(f"{root_dir} holds no optical test chip in {', '.join(splits)}; see DATASETS.ROOT_DIR and BBDM.SPLITS")
+    return [(record.path, Source(record.split, record.path.name, *read_shape(record.path))) for record in records]
+
+
+def draw_samples(
+    model: BridgeModel,
+    jobs: Sequence[Job],
+    settings: SamplerSettings,
+    *,
+    seed: int,
+    size: Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    on_call: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[Source, int, NDArray[np.uint8]]]:
+    """Draw the sample of each job; its noise follows from (seed, file name, k) alone.
+
+    Args:
+        model: on `device`, with the network to sample from, in eval mode.
+        jobs: what to make.
+        settings: the sampler.
+        seed: the global seed.
+        size: (rows, columns) of the network's pictures.
+        batch_size: samples that go through the network together.
+        device: of the model.
+        on_call: called after each call of the network.
+
+    Yields:
+        Source, k and the picture (height, width, 3) uint8 of the source's own size, in the order of `jobs`.
+    """
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        chips = [resize(read_optical(path), tuple(size), Image.Resampling.BILINEAR) for path, _, _ in batch]
+        optical = to_tensor(np.stack(chips)).to(device, memory_format=layout)
+        seeds = torch.tensor([sample_seed(seed, source.name, k) for _, source, k in batch], device=device)
+        noise = _noise(seeds, model.state_shape(optical)[1:])
+        generated = to_picture(model.sample(optical, settings, noise, on_call=on_call))
+        for (_, source, k), picture in zip(batch, generated, strict=True):
+            yield source, k, resize(picture, (source.height, source.width), Image.Resampling.BICUBIC)
+
+
+def _noise(seeds: torch.Tensor, shape: Sequence[int]) -> Callable[[int], torch.Tensor]:
+    return lambda step: seeded_normal(seeds, step, shape)
+
+
+def build_run(cfg, settings: SamplerSettings) -> Run:
+    """What decides the pixels of the samples; of the checkpoints, their SHA-256."""
+    if cfg.BBDM.SAMPLE_NUM < 1:
+        raise UsageError(f"BBDM.SAMPLE_NUM is {cfg.BBDM.SAMPLE_NUM}; it is at least 1")
+    model = {key: cfg.BBDM[key] for key in MODEL_KEYS}
+    if cfg.BBDM.SPACE == "latent" and cfg.BBDM.FIRST_STAGE:
+        model["FIRST_STAGE_SHA256"] = checkpoint.sha256(cfg.BBDM.FIRST_STAGE)
+    return Run(
+        samples_per_image=cfg.BBDM.SAMPLE_NUM,
+        sampler=settings.name if settings.name == "released" else f"{settings.name} (order {settings.order})",
+        steps=settings.steps,
+        eta=settings.eta,
+        seed=cfg.SOLVER.SEED,
+        weights_sha256=checkpoint.sha256(cfg.BBDM.WEIGHT),
+        model=model,
+    )
+
+
+def open_shared_store(
+    folder: Path, run: Run, sources: Sequence[tuple[Path, Source]], config: str
+) -> tuple[SampleStore, list[Job]]:
+    """Open the store on rank 0 and tell every process what is still to be made."""
+    jobs: list[Job] = []
+    if distributed.is_main():
+        store = open_store(folder, run, [source for _, source in sources], config={"yaml": config})
+        jobs = [
+            (path, source, k)
+            for path, source in sources
+            for k in range(run.samples_per_image)
+            if not store.is_written(source, k)
+        ]
+    return SampleStore(folder, run), distributed.broadcast(jobs)
+
+
+def build_and_sample(cfg, device: torch.device) -> None:
+    """Write the samples that `cfg` asks for into OUTPUT_DIR; those that are there already stay."""
+    unknown = [split for split in cfg.BBDM.SPLITS if split not in SPLITS]
+    if unknown:
+        raise UsageError(f"BBDM.SPLITS names {', '.join(unknown)}; splits are {', '.join(SPLITS)}")
+    if not cfg.BBDM.WEIGHT:
+        raise UsageError("BBDM.WEIGHT is empty; name the checkpoint of a bridge, such as logs/bbdm_hoss/bridge_250.pth")
+    if cfg.BBDM.SAMPLE_BATCH < 1:
+        raise UsageError(f"BBDM.SAMPLE_BATCH is {cfg.BBDM.SAMPLE_BATCH}; it is at least 1")
+    settings = build_sampler_settings(cfg)
+    sources = find_sources(cfg.DATASETS.ROOT_DIR, cfg.BBDM.SPLITS)
+    model = build_model(cfg, device, build_precision(cfg, device), weights=cfg.BBDM.WEIGHT)
+    model.network.eval().requires_grad_(False)
+    folder = make_output_dir(cfg.OUTPUT_DIR)
+    store, jobs = open_shared_store(folder, build_run(cfg, settings), sources, cfg.dump())
+    total = len(sources) * cfg.BBDM.SAMPLE_NUM
+    logger.info("%d optical chips, %d samples, %d of them already in %s", len(sources), total, total - len(jobs), folder)
+    own = jobs[distributed.rank() :: distributed.world_size()]
+    batches = -(-len(own) // cfg.BBDM.SAMPLE_BATCH)
+    with progress(batches * settings.steps, "sampling", unit="call") as bar:
+        for source, k, picture in draw_samples(
+            model,
+            own,
+            settings,
+            seed=cfg.SOLVER.SEED,
+            size=cfg.BBDM.IMAGE_SIZE,
+            batch_size=cfg.BBDM.SAMPLE_BATCH,
+            device=device,
+            on_call=bar.update,
+        ):
+            store.write(source, k, picture)
+    distributed.barrier()
+    logger.info("all samples are in %s", folder)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the command line and sample."""
+    parser = cli.config_parser(
+        "python -m bbdm.sample",
+        "Make K pseudo-SAR pictures of every optical test chip. A run that stopped goes on with what is missing.",
+        "python -m bbdm.sample --config_file configs/bbdm_hoss.yml BBDM.WEIGHT logs/bbdm_hoss/bridge_250.pth OUTPUT_DIR out",
+    )
+    options = parser.parse_args(arguments)
+    setup_logging()
+    cfg = load_cfg(options.config_file, options.overrides)
+    device = build_device(cfg)
+    with distributed.process_group(device):
+        build_and_sample(cfg, device)
+
+
+if __name__ == "__main__":
+    cli.run(main)
