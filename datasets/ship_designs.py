@@ -13,15 +13,7 @@ SIZE_CLASSES = ((60, 11), (100, 17), (135, 21), (180, 30), (190, 32), (200, 32),
 """Length and beam in metres of usual ship sizes, from coaster to very large carrier."""
 _CLASS_WEIGHTS = (0.02, 0.06, 0.06, 0.14, 0.16, 0.18, 0.22, 0.12, 0.04)
 
-_DECK_PAINTS = (
-    (0.50, 0.22, 0.18),
-    (0.38, 0.24, 0.22),
-    (0.24, 0.40, 0.33),
-    (0.42, 0.44, 0.46),
-    (0.17, 0.17, 0.20),
-    (0.48, 0.42, 0.28),
-    (0.24, 0.30, 0.44),
-)
+_DECK_PAINTS = ((0.40, 0.24, 0.20), (0.34, 0.27, 0.24), (0.24, 0.32, 0.28), (0.30, 0.31, 0.32), (0.25, 0.28, 0.34))
 _BOX_PAINTS = ((0.62, 0.22, 0.18), (0.25, 0.32, 0.60), (0.70, 0.70, 0.68), (0.66, 0.50, 0.22), (0.28, 0.45, 0.36))
 _WHITE = (0.88, 0.88, 0.86)
 _MIX = (0.5, 0.3, 0.2)  # share of the bays that each of a ship's three kinds of load takes
@@ -101,8 +93,8 @@ def draw_ship(rng: Generator) -> Ship:
         bow_fullness=float(rng.uniform(1.4, 3.0)),
         transom=float(rng.uniform(0.5, 0.95)),
         deck_paint=deck_paint,
-        deck_echo=float(10 ** rng.uniform(-1.7, -0.5)),
-        rail_echo=float(10 ** rng.uniform(-1.0, 0.2)),
+        deck_echo=float(10 ** rng.uniform(-1.3, -0.9)),
+        rail_echo=float(10 ** rng.uniform(-0.8, -0.2)),
         parts=tuple(_deck(float(length), float(beam), float(bow), deck_paint, rng)),
         grain_seed=int(rng.integers(2**31)),
     )
@@ -122,7 +114,7 @@ def _deck(length: float, beam: float, bow: float, paint: tuple[float, float, flo
     bridge = start + place * free
     parts = [Part(0, -0.5 * length + 0.05 * length, beam * 0.2, 4, 2, _WHITE, 0.8)]  # windlass on the forecastle
     stretches = [(start, bridge), (bridge + bridge_length, end)]
-    bay = float(np.clip(length / rng.integers(6, 12), 11, 45))
+    bay = float(np.clip(length / rng.integers(5, 11), 11, 60))
     kinds = rng.choice(len(_LOADS), 3, replace=False)
     for first, last in stretches:
         count = int((last - first) / bay)

@@ -134,14 +134,14 @@ def render_optical(ship: Ship, rng: Generator) -> np.ndarray:
     shadow = cast_shadow(plan.height, (np.cos(angle), np.sin(angle)), np.tan(np.deg2rad(rng.uniform(40, 65))))
     # A wall or crown that faces the sun is brighter; this also draws the dark seams between hatches.
     facing = np.gradient(plan.height, axis=1) * np.cos(angle) + np.gradient(plan.height, axis=0) * np.sin(angle)
-    light = (1 - 0.7 * shadow) * np.clip(1 + 0.06 * facing, 0.5, 1.4)
+    light = (1 - 0.6 * shadow) * np.clip(1 + 0.06 * facing, 0.5, 1.4)
     shape = _chip_shape(ship, OPTICAL_PIXEL, widen=1.0, spread=0.036, rng=rng)
     placement = _placement(shape, plan.hull.shape, OPTICAL_PIXEL, rng)
     cover = _to_chip(plan.hull, shape, placement)[..., None]
     sea = _optical_sea(ship, shape, rng) * (1 - 0.6 * _to_chip(shadow, shape, placement)[..., None])
     chip = sea * (1 - cover) + _to_chip(plan.paint * (light * plan.hull)[..., None], shape, placement)
     chip = gaussian_filter(chip, (0.6, 0.6, 0))
-    cast = rng.normal(1, 0.06, 3) * rng.uniform(0.7, 1.3)
+    cast = rng.normal(1, 0.08, 3) * rng.uniform(0.7, 1.3)
     chip = chip * cast + rng.uniform(0, 0.04) * np.array([0.7, 0.9, 1.1])  # haze is bluish
     chip = np.clip(chip, 0, 1) ** rng.uniform(0.9, 1.15) + rng.normal(0, 0.012, chip.shape)
     return np.clip(np.rint(chip * 255), 1, 255).astype(np.uint8)
