@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from configs import ConfigError, load_cfg
 from datasets.hoss import read_hoss
-from datasets.loaders import build_test_loader
+from datasets.loaders import build_generated_loader, build_test_loader
 from model.build import build_model
 from model.pretrained import load_weights
 from processor.evaluate import build_ranking, evaluate, results_dict, results_table
 from processor.features import extract_features
+from processor.fusion import find_samples, fuse_images
 from utils import distributed
 from utils.checkpoint import sha256
 from utils.cli import config_parser, run
@@ -29,23 +31,26 @@ def test(cfg, device) -> None:
     model = build_model(cfg)
     load_weights(cfg.TEST.WEIGHT, model)
     model.to(device)
+    samples = find_samples(data.images, query_dir=cfg.DATASETS.QUERY_ADD_DIR, gallery_dir=cfg.DATASETS.GALLERY_ADD_DIR)
     share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
-    features = extract_features(
-        model,
-        build_test_loader(cfg, data.images, **share),
-        count=len(data.images),
-        device=device,
-        precision=build_precision(cfg, device),
-        neck=cfg.TEST.NECK_FEAT,
-        normalise=cfg.TEST.FEAT_NORM == "yes",
-        description="features",
-    )
-    evaluations = evaluate(data.protocols, data.images, features, build_ranking(cfg, device))
+    precision = build_precision(cfg, device)
+    extract = partial(extract_features, model, device=device, precision=precision, neck=cfg.TEST.NECK_FEAT)
+    features = extract(build_test_loader(cfg, data.images, **share), count=len(data.images), description="features")
+    fused = None
+    if samples is not None:
+        paths = [path for image_paths in samples.paths for path in image_paths]
+        origins = [data.images[index] for index in samples.sources for _ in range(samples.per_image)]
+        loader = build_generated_loader(cfg, paths, origins, **share)
+        generated = extract(loader, count=len(paths), description="features of samples").unflatten(0, (-1, samples.per_image))
+        fused = fuse_images(features, generated, samples.sources, tau=cfg.TEST.FUSION_TAU)
+    sources = samples.sources if samples else ()
+    ranking = build_ranking(cfg, device)
+    evaluations = evaluate(data.protocols, data.images, features, ranking, fused=fused, sources=sources)
     if distributed.is_main():
         results = {
             "weights": {"path": str(cfg.TEST.WEIGHT), "sha256": sha256(cfg.TEST.WEIGHT)},
             "tau": cfg.TEST.FUSION_TAU,
-            "samples_per_image": 0,
+            "samples_per_image": samples.per_image if samples else 0,
             "protocols": results_dict(evaluations),
             "environment": describe_environment(device=device, seed=cfg.SOLVER.SEED),
         }

@@ -59,7 +59,6 @@ def evaluate_trainer(cfg, trainer: Trainer, data: HossData, loader) -> dict[str,
         device=trainer.device,
         precision=trainer.precision,
         neck=cfg.TEST.NECK_FEAT,
-        normalise=cfg.TEST.FEAT_NORM == "yes",
     )
     return evaluate(data.protocols, data.images, features, build_ranking(cfg, trainer.device))
 
@@ -77,12 +76,7 @@ def train(cfg, device) -> None:
     if distributed.is_main():
         write_text(folder / "config.yml", cfg.dump())
         write_json(folder / "environment.json", describe_environment(seed=cfg.SOLVER.SEED, device=device))
-    fit(
-        trainer,
-        train_loader,
-        build_run(cfg, folder),
-        evaluate=lambda: evaluate_trainer(cfg, trainer, data, test_loader),
-    )
+    fit(trainer, train_loader, build_run(cfg, folder), evaluate=lambda: evaluate_trainer(cfg, trainer, data, test_loader))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,13 +3,15 @@
 Legend: I test images, D feature width.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from datasets.records import Protocol, Record
 from utils import distributed
@@ -18,6 +20,8 @@ from utils.intervals import Interval, mean_interval
 from utils.log import table
 from utils.reranking import rerank_blocks
 from utils.retrieval import RetrievalResult, join_results, rank_distances, rank_features
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class Ranking:
     """How galleries are ranked.
 
     Attributes:
+        normalise: whether features are L2-normalised first.
         same_modality: whether gallery images of the query's own modality stay in (they do, as released).
         reranking: None for plain distances.
         device: where distances are computed.
     """
 
+    normalise: bool = True
     same_modality: bool = True
     reranking: Reranking | None = None
     device: torch.device | None = None
@@ -46,10 +52,13 @@ class Ranking:
 
 def build_ranking(cfg, device: torch.device) -> Ranking:
     """The ranking of TEST.*."""
-    reranking = (
-        Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA) if cfg.TEST.RE_RANKING else None
+    parameters = Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
+    return Ranking(
+        normalise=cfg.TEST.FEAT_NORM == "yes",
+        same_modality=cfg.TEST.SAME_MODALITY_GALLERY,
+        reranking=parameters if cfg.TEST.RE_RANKING else None,
+        device=device,
     )
-    return Ranking(cfg.TEST.SAME_MODALITY_GALLERY, reranking, device)
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,9 @@ def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequenc
     """The figures of a ranked protocol; arguments as for `rank_protocol`."""
     counted = result.matches > 0
     ships = np.array([records[index].pid for index in protocol.query])[counted]
+    if not counted.all():
+        missing = int(np.count_nonzero(~counted))
+        logger.info("%s: %d of %d queries have no match in the gallery and do not count", protocol.name, missing, len(counted))
     return Score(
         mAP=result.mean_average_precision,
         R1=result.rank(1),
@@ -143,16 +155,16 @@ def evaluate(
     ranking: Ranking,
     *,
     fused: Tensor | None = None,
-    sources: frozenset[int] = frozenset(),
+    sources: Collection[int] = (),
 ) -> dict[str, Evaluation]:
     """Score every protocol, plain and, where it uses images with generated samples, fused.
 
     Args:
         protocols: by name, over `records`.
         records: (I,) the test images.
-        features: (I, D).
+        features: (I, D), not normalised.
         ranking: how galleries are ranked.
-        fused: (I, D) features after fusion, if there are samples.
+        fused: (I, D) features after fusion (`processor.fusion.fuse_images`), if there are samples.
         sources: indices of the images that have samples.
 
     Raises:
@@ -162,9 +174,11 @@ def evaluate(
     def score(protocol: Protocol, of: Tensor) -> Score:
         return score_protocol(protocol, rank_protocol(protocol, of, records, ranking), records)
 
+    features = functional.normalize(features) if ranking.normalise else features
+    fused_sources = frozenset(sources)
     evaluations = {}
     for name, protocol in protocols.items():
-        uses_samples = fused is not None and not sources.isdisjoint((*protocol.query, *protocol.gallery))
+        uses_samples = fused is not None and not fused_sources.isdisjoint((*protocol.query, *protocol.gallery))
         evaluations[name] = Evaluation(score(protocol, features), score(protocol, fused) if uses_samples else None)
     return evaluations
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from datasets.records import Batch
 from utils import distributed
@@ -24,7 +23,6 @@ def extract_features(
     device: torch.device,
     precision: Precision,
     neck: str = "before",
-    normalise: bool = True,
     description: str = "",
 ) -> Tensor:
     """Features of `count` images, in the order of `Batch.indices`; all ranks share the work and each gets all of them.
@@ -36,11 +34,10 @@ def extract_features(
         device: where the model is.
         precision: in which the network computes; features are float32.
         neck: 'before' or 'after' the neck (TEST.NECK_FEAT).
-        normalise: to L2 norm 1 (TEST.FEAT_NORM).
         description: of the progress bar; empty for none.
 
     Returns:
-        (I, D) float32 on the CPU.
+        (I, D) float32 on the CPU, not normalised.
     """
     model.eval()
     features, indices = [], []
@@ -62,4 +59,4 @@ def extract_features(
     values = torch.cat([values for _, values in shares])
     ordered = torch.empty_like(values)
     ordered[places] = values
-    return functional.normalize(ordered) if normalise else ordered
+    return ordered

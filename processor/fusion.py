@@ -1,44 +1,105 @@
 """Cross-modal data generation and fusion, CDGF (MOS, section 3.3): generated pseudo-SAR features join the optical ones.
 
-Legend: I images, K samples of an image, D feature width.
+Legend: I test images, S of them with samples, K samples of each, D feature width.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from datasets.generated import read_samples
+from datasets.records import Modality, Record
+from utils.errors import DataError
 
 
 def fuse(features: Tensor, sample_features: Tensor, *, tau: float) -> Tensor:
     """normalise((1 - tau) f + tau * mean_k f_k), every feature L2-normalised first.
 
     Args:
-        features: (I, D) of optical images.
-        sample_features: (I, K, D) of the pictures generated from them.
-        tau: weight of the generated ones, 0..1 (TEST.FUSION_TAU); 0 leaves the direction of `features` as it is.
+        features: (S, D) of optical images, of norm 1.
+        sample_features: (S, K, D) of the pictures generated from them, of any norm.
+        tau: weight of the generated ones, 0..1 (TEST.FUSION_TAU).
 
     Returns:
-        (I, D), of norm 1.
+        (S, D), of norm 1; `features` itself where tau is 0.
     """
     if not 0 <= tau <= 1:
         raise ValueError(f"tau is {tau}; it must be between 0 and 1")
-    features = functional.normalize(features)
     if tau == 0:
-        return features  # exactly: normalising twice would change the last digit
+        return features  # to the last digit, which normalising again would change
     generated = functional.normalize(sample_features, dim=-1).mean(1)
     return functional.normalize((1 - tau) * features + tau * generated)
 
 
-def fuse_images(features: Tensor, sample_features: Tensor, sources: Tensor, *, tau: float) -> Tensor:
-    """Features of all images, those with samples fused and the rest (SAR images) as they are.
+def fuse_images(features: Tensor, sample_features: Tensor, sources: Sequence[int], *, tau: float) -> Tensor:
+    """Features of all images, L2-normalised; those with samples fused, the rest (SAR images) as they are.
 
     Args:
-        features: (I, D), of norm 1.
-        sample_features: (S, K, D) of S source images.
-        sources: (S,) int64 index of each source among the I images.
+        features: (I, D), of any norm.
+        sample_features: (S, K, D) of the samples of S source images.
+        sources: (S,) index of each source among the I images.
         tau: see `fuse`.
 
     Returns:
-        (I, D).
+        (I, D), of norm 1.
     """
-    fused = features.clone()
-    fused[sources] = fuse(features[sources], sample_features, tau=tau)
+    fused = functional.normalize(features)
+    index = torch.as_tensor(sources)
+    fused[index] = fuse(fused[index], sample_features, tau=tau)
     return fused
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Which test images have generated samples, and where these are.
+
+    Attributes:
+        sources: (S,) indices of images.
+        paths: (S,) of K paths each, in order of k.
+        per_image: K.
+    """
+
+    sources: tuple[int, ...]
+    paths: tuple[tuple[Path, ...], ...]
+    per_image: int
+
+
+def find_samples(images: Sequence[Record], *, query_dir: str, gallery_dir: str) -> SampleSet | None:
+    """Find the samples of the optical test images; every one of a side whose folder is given must have them.
+
+    Args:
+        images: the test images.
+        query_dir: samples of the query side (DATASETS.QUERY_ADD_DIR); empty for none.
+        gallery_dir: samples of the gallery side (DATASETS.GALLERY_ADD_DIR); empty for none.
+
+    Returns:
+        None if neither folder is given.
+
+    Raises:
+        DataError: see `datasets.generated.read_samples`; also two folders of different K.
+    """
+    if not query_dir and not gallery_dir:
+        return None
+    optical = {index: record for index, record in enumerate(images) if record.modality is Modality.OPTICAL}
+    found: dict[int, tuple[Path, ...]] = {}
+    counts: dict[str, int] = {}
+    for split in dict.fromkeys(record.split for record in optical.values()):
+        folder = query_dir if split.endswith("query") else gallery_dir
+        if not folder:
+            continue
+        members = {index: record.path for index, record in optical.items() if record.split == split}
+        others = [record.path for record in optical.values() if record.split != split]
+        samples = read_samples(folder, split=split, sources=list(members.values()), elsewhere=others)
+        found |= {index: samples.paths[path.name] for index, path in members.items()}
+        counts[folder] = samples.per_image
+    if len(set(counts.values())) > 1:
+        told = " and ".join(f"{count} samples of an image in {folder}" for folder, count in counts.items())
+        raise DataError(f"there are {told}; both sides need the same number")
+    if not found:
+        raise DataError(f"no optical image is on the side of {query_dir or gallery_dir}; nothing can be fused")
+    sources = tuple(sorted(found))
+    return SampleSet(sources, tuple(found[index] for index in sources), next(iter(counts.values())))
