@@ -1,0 +1,32 @@
+# make demo    fresh machine -> a table of results   (DATA=<folder that holds HOSS/>: on real chips)
+# make test    fresh machine -> the whole test suite
+# make bench   the benchmark tables
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test bench lint setup clean
+
+setup: $(VENV)/.complete
+
+$(VENV)/.complete: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.txt
+	touch $@
+
+demo: setup
+	$(RUN) -m tools.demo $(if $(DATA),--data "$(DATA)")
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+test: lint
+	$(RUN) -m pytest
+
+bench: setup
+	$(RUN) -m benchmarks.ranking
+	$(RUN) -m benchmarks.interval_coverage
+
+clean:
+	rm -rf $(VENV) logs .pytest_cache .ruff_cache .hypothesis
