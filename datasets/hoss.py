@@ -48,7 +48,7 @@ class HossData:
 
     def summary(self) -> str:
         """Lines of a table for the log: ships, images, optical, SAR and distractor images of each part."""
-        parts = {"train": self.train}
+        parts = {"train": list(self.train)} if self.train else {}
         for protocol in self.protocols.values():
             parts[f"{protocol.name} query"] = [self.images[index] for index in protocol.query]
             parts[f"{protocol.name} gallery"] = [self.images[index] for index in protocol.gallery]

@@ -211,7 +211,7 @@ def fit(trainer: Trainer, loader, run: Run, *, evaluate: Callable[[], Mapping[st
         run: how long, and where to.
         evaluate: scores the protocols with the trainer's weights; the ALL protocol chooses the best ones.
     """
-    metrics = MetricsWriter(run.folder / "metrics.jsonl")
+    metrics = MetricsWriter(run.folder / "metrics.jsonl", epoch=trainer.epoch)
     loader.batch_sampler.set_epoch(trainer.epoch + 1)
     steps = len(loader)
     bar = progress(steps * run.epochs, "train", unit="step", initial=steps * trainer.epoch)

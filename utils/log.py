@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import DataError, UsageError
+from utils.files import write_text
 
 
 def setup_logging(output_dir: Path | None = None, file_name: str = "log.txt") -> None:
@@ -88,10 +89,19 @@ class _LineWriter:
 
 
 class MetricsWriter:
-    """Appends one JSON object a line to a file, on rank 0. NaN and infinity, which JSON lacks, are written as null."""
+    """Appends one JSON object a line to a file, on rank 0. NaN and infinity, which JSON lacks, are written as null.
 
-    def __init__(self, path: Path):
+    Args:
+        path: the file.
+        epoch: epochs that are done; lines of later ones, which an earlier run left, are dropped.
+    """
+
+    def __init__(self, path: Path, *, epoch: int = 0):
         self.path = path
+        if path.is_file() and distributed.is_main():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epoch]
+            write_text(path, "".join(kept))
 
     def write(self, **values: Any) -> None:
         """Append one line."""
