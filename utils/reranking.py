@@ -5,12 +5,13 @@ As in the published results of this field, distances are squared Euclidean and e
 maximum. Q queries, G gallery images, N = Q + G images, D numbers a feature.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from utils.retrieval import squared_distances
@@ -18,21 +19,28 @@ from utils.retrieval import squared_distances
 
 @dataclass(frozen=True)
 class _Neighbours:
-    """The nearest images of each of N images: `indices` (N, K) nearest first, itself before all, and `farthest` (N,)."""
+    """The nearest of N images.
+
+    Attributes:
+        indices: (N, K) places of the K nearest of each image, nearest first, itself before all.
+        closeness: (N, K) exp(-d) of the distance d, divided by the image's largest one: in exp(-1)..1.
+        farthest: (N,) the largest distance of each image, 1 if all are zero.
+    """
 
     indices: np.ndarray
+    closeness: np.ndarray
     farthest: np.ndarray
 
     def graph(self, k: int) -> csr_array:
-        """(N, N) sparse: 1 where a column is among the `k` nearest of a row."""
+        """(N, N) sparse: `closeness` where a column is among the `k` nearest of a row."""
         nearest = self.indices[:, :k]
         ends = np.arange(0, nearest.size + 1, nearest.shape[1])
-        return csr_array((np.ones(nearest.size, np.float32), nearest.ravel(), ends), shape=(len(nearest), len(nearest)))
+        return csr_array((self.closeness[:, :k].ravel(), nearest.ravel(), ends), shape=(len(nearest), len(nearest)))
 
     def reciprocal(self, k: int) -> csr_array:
-        """(N, N) sparse: 1 where two images are each among the `k` nearest of the other (equation 3)."""
+        """(N, N) sparse, symmetric: 1 where two images are each among the `k` nearest of the other (equation 3)."""
         graph = self.graph(k)
-        return graph.multiply(graph.T).tocsr()
+        return graph.multiply(graph.T).sign().tocsr()
 
 
 def rerank(query: Tensor, gallery: Tensor, *, k1: int = 50, k2: int = 15, lambda_value: float = 0.3) -> Tensor:
@@ -70,83 +78,80 @@ def rerank_blocks(
     block_rows = max(1, min(1024, memory_bytes // (16 * len(images))))
     neighbours = _nearest(images, max(k1 + 1, k2), block_rows)
     encoding = _average(_encode(images, neighbours, k1, block_rows), neighbours, k2)
-    by_image, by_neighbour = encoding[: len(query)], encoding[len(query) :].tocsc()
+    encoding, holders = encoding[: len(query)], encoding[len(query) :].T.tocsr()
     farthest = torch.from_numpy(neighbours.farthest[: len(query), None])
     for start in range(0, len(query), block_rows):
         stop = min(start + block_rows, len(query))
         original = squared_distances(images[start:stop], images[len(query) :]).cpu() / farthest[start:stop]
-        shared = torch.from_numpy(_shared_weight(by_image[start:stop], by_neighbour))
+        shared = torch.from_numpy(_shared_weight(encoding[start:stop], holders))
         jaccard = 1 - shared / (2 - shared)
         yield jaccard.lerp_(original, lambda_value)
 
 
 def _nearest(images: Tensor, count: int, block_rows: int) -> _Neighbours:
-    """The `count` nearest of each image (fewer in a smaller set), and the largest distance of each, 1 if all are zero."""
+    """The `count` nearest of each image; all in a smaller set."""
     count = min(count, len(images))
-    indices, farthest = [], []
+    indices, closeness, farthest = [], [], []
     for start in range(0, len(images), block_rows):
         distances = squared_distances(images[start : start + block_rows], images)
         largest = distances.amax(1)
-        farthest.append(torch.where(largest > 0, largest, 1.0).cpu())
+        largest = torch.where(largest > 0, largest, 1.0)
         # An image is its own nearest neighbour, even among copies of it.
         distances.diagonal(start).fill_(-1.0)
-        indices.append(distances.topk(count, dim=1, largest=False).indices.to(torch.int32).cpu())
-    return _Neighbours(torch.cat(indices).numpy(), torch.cat(farthest).numpy())
+        nearest = distances.topk(count, dim=1, largest=False)
+        farthest.append(largest.cpu())
+        indices.append(nearest.indices.to(torch.int32).cpu())
+        closeness.append(nearest.values.clamp_(min=0).div_(-largest[:, None]).exp_().cpu())
+    return _Neighbours(*(torch.cat(blocks).numpy() for blocks in (indices, closeness, farthest)))
 
 
 def _encode(images: Tensor, neighbours: _Neighbours, k1: int, block_rows: int) -> csr_array:
-    """(N, N) sparse rows that sum to 1: Gaussian weights of the expanded reciprocal neighbours (equations 4 to 7)."""
-    near = neighbours.reciprocal(k1 + 1)
-    half = neighbours.reciprocal(round(k1 / 2) + 1)
+    """(N, N) sparse rows that sum to 1: weights of the expanded reciprocal neighbours (equations 4 to 7)."""
+    graph = neighbours.graph(k1 + 1)
+    near, half = neighbours.reciprocal(k1 + 1), neighbours.reciprocal(round(k1 / 2) + 1)
     enough = 2 / 3 * half.sum(axis=1)
-    data, columns, lengths = [], [], []
+    blocks = []
     for start in range(0, len(images), block_rows):
         block = near[start : start + block_rows]
-        overlap = (block @ half.T).multiply(block).tocsr()
+        overlap = (block @ half).multiply(block).tocsr()
         overlap.data = (overlap.data > enough[overlap.indices]).astype(np.float32)
-        expanded = (block + overlap @ half).tocsr()
-        expanded.eliminate_zeros()
-        length = np.diff(expanded.indptr)
-        rows = np.repeat(np.arange(start, start + len(length)), length)
-        distances = _pair_distances(images, rows, expanded.indices, block_rows)
-        weights = np.exp(-distances / neighbours.farthest[rows])
-        totals = np.bincount(rows - start, weights, len(length)).astype(np.float32)
-        data.append(weights / totals[rows - start])
-        columns.append(expanded.indices)
-        lengths.append(length)
-    ends = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-    return csr_array((np.concatenate(data), np.concatenate(columns), ends), shape=near.shape)
+        overlap.eliminate_zeros()
+        expanded = (block + overlap @ half).sign()
+        known = expanded.multiply(graph[start : start + block_rows])
+        added = (expanded - known.sign()).tocoo()
+        added.eliminate_zeros()
+        rows = start + added.row
+        added.data = np.exp(-_pair_distances(images, rows, added.col, block_rows) / neighbours.farthest[rows])
+        weights = (known + added).tocsr()
+        blocks.append(weights.multiply(1 / np.maximum(weights.sum(axis=1), 1e-9)[:, None]).tocsr())
+    return vstack(blocks, format="csr")
 
 
 def _pair_distances(images: Tensor, rows: np.ndarray, columns: np.ndarray, block_rows: int) -> np.ndarray:
     """(P,) squared distances between images `rows` and `columns`, (P,) each."""
     pairs = 4 * block_rows
     rows, columns = (torch.from_numpy(index).long().to(images.device).split(pairs) for index in (rows, columns))
-    blocks = [(images[row] - images[column]).square_().sum(1) for row, column in zip(rows, columns)]
-    return torch.cat(blocks).cpu().numpy()
+    distances = [(images[row] - images[column]).square_().sum(1) for row, column in zip(rows, columns)]
+    return torch.cat(distances).cpu().numpy()
 
 
 def _average(encoding: csr_array, neighbours: _Neighbours, k2: int) -> csr_array:
     """Local query expansion (equation 11): the mean encoding of the `k2` nearest."""
-    average = neighbours.graph(k2) @ encoding
+    average = neighbours.graph(k2).sign() @ encoding
     average.data /= min(k2, len(neighbours.indices))
     return average
 
 
-def _shared_weight(by_image, by_neighbour) -> np.ndarray:
-    """(B, G) float32: the sum over neighbours of the smaller weight (numerator of equation 10) for queries and gallery.
+def _shared_weight(encoding: csr_array, holders: csr_array) -> np.ndarray:
+    """(B, G) float32: the sum over neighbours of the smaller of two weights (numerator of equation 10).
 
     Args:
-        by_image: (B, N) sparse by rows, encodings of the queries.
-        by_neighbour: (G, N) sparse by columns, encodings of the gallery.
+        encoding: (B, N), of queries.
+        holders: (N, G), of the gallery, transposed: for each neighbour, the images that give it weight.
     """
-    shared = np.zeros((by_image.shape[0], by_neighbour.shape[0]), np.float32)
-    ends = by_neighbour.indptr.astype(np.int64)
-    for row, (first, last) in enumerate(zip(by_image.indptr[:-1], by_image.indptr[1:])):
-        columns = by_image.indices[first:last]
-        lengths = ends[columns + 1] - ends[columns]
-        # The places, in the arrays of `by_neighbour`, of all that these columns hold.
-        places = np.arange(lengths.sum()) + np.repeat(ends[columns] - (np.cumsum(lengths) - lengths), lengths)
-        weights = np.minimum(by_neighbour.data[places], np.repeat(by_image.data[first:last], lengths))
-        shared[row] = np.bincount(by_neighbour.indices[places], weights, shared.shape[1])
+    shared = np.empty((encoding.shape[0], holders.shape[1]), np.float32)
+    for row, (start, end) in enumerate(itertools.pairwise(encoding.indptr)):
+        weights = holders[encoding.indices[start:end]]
+        np.minimum(weights.data, np.repeat(encoding.data[start:end], np.diff(weights.indptr)), out=weights.data)
+        shared[row] = weights.sum(axis=0)
     return shared
