@@ -141,7 +141,7 @@ def render_optical(ship: Ship, rng: Generator) -> np.ndarray:
     sea = _optical_sea(ship, shape, rng) * (1 - 0.6 * _to_chip(shadow, shape, placement)[..., None])
     chip = sea * (1 - cover) + _to_chip(plan.paint * (light * plan.hull)[..., None], shape, placement)
     chip = gaussian_filter(chip, (0.6, 0.6, 0))
-    cast = rng.normal(1, 0.08, 3) * rng.uniform(0.7, 1.3)
+    cast = rng.normal(1, 0.05, 3) * rng.uniform(0.7, 1.3)
     chip = chip * cast + rng.uniform(0, 0.04) * np.array([0.7, 0.9, 1.1])  # haze is bluish
     chip = np.clip(chip, 0, 1) ** rng.uniform(0.9, 1.15) + rng.normal(0, 0.012, chip.shape)
     return np.clip(np.rint(chip * 255), 1, 255).astype(np.uint8)
