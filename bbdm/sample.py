@@ -72,7 +72,8 @@ def draw_samples(
         settings: the sampler.
         seed: the global seed.
         size: (rows, columns) of the network's pictures.
-        batch_size: samples that go through the network together.
+        batch_size: samples that go through the network together. The last batch is filled up, since the shape decides how sums
+            are rounded, and so whether pictures come out the same to the bit.
         device: of the model.
         on_call: called after each call of the network.
 
@@ -81,13 +82,14 @@ def draw_samples(
     """
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
+        own = jobs[start : start + batch_size]
+        batch = [*own, *own[-1:] * (batch_size - len(own))]
         chips = [resize(read_optical(path), tuple(size), Image.Resampling.BILINEAR) for path, _, _ in batch]
         optical = to_tensor(np.stack(chips)).to(device, memory_format=layout)
         seeds = torch.tensor([sample_seed(seed, source.name, k) for _, source, k in batch], device=device)
         noise = _noise(seeds, model.state_shape(optical)[1:])
         generated = to_picture(model.sample(optical, settings, noise, on_call=on_call))
-        for (_, source, k), picture in zip(batch, generated, strict=True):
+        for (_, source, k), picture in zip(own, generated, strict=False):
             yield source, k, resize(picture, (source.height, source.width), Image.Resampling.BICUBIC)
 
 
@@ -147,7 +149,8 @@ def build_and_sample(cfg, device: torch.device) -> None:
     total = len(sources) * cfg.BBDM.SAMPLE_NUM
     logger.info("%d optical chips, %d samples, %d of them already in %s", len(sources), total, total - len(jobs), folder)
     own = jobs[distributed.rank() :: distributed.world_size()]
-    batches = -(-len(own) // cfg.BBDM.SAMPLE_BATCH)
+    together = cfg.BBDM.SAMPLE_BATCH if device.type == "cuda" else 1  # a CPU gains nothing by more, and so no bit depends on it
+    batches = -(-len(own) // together)
     with progress(batches * settings.steps, "sampling", unit="call") as bar:
         for source, k, picture in draw_samples(
             model,
@@ -155,7 +158,7 @@ def build_and_sample(cfg, device: torch.device) -> None:
             settings,
             seed=cfg.SOLVER.SEED,
             size=cfg.BBDM.IMAGE_SIZE,
-            batch_size=cfg.BBDM.SAMPLE_BATCH,
+            batch_size=together,
             device=device,
             on_call=bar.update,
         ):

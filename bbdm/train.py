@@ -287,7 +287,7 @@ def build_and_train(cfg, device: torch.device) -> None:
     validation = build_validation_loader(cfg, pairs.validation, **sharing) if pairs.validation else None
     shown = next(iter(build_validation_loader(cfg, (pairs.validation or pairs.train)[:GRID_ROWS], device_type="cpu")))
     averaged = trainer.model.with_network(trainer.average.network)
-    metrics = MetricsWriter(output / "metrics.jsonl")
+    metrics = MetricsWriter(output / "metrics.jsonl", epoch=trainer.epoch)
     logger.info("%d training pairs, %d held out; %s", len(pairs.train), len(pairs.validation), device)
     with progress(cfg.SOLVER.MAX_EPOCHS * len(loader), "bridge", unit="batch", initial=trainer.batches) as bar:
 

@@ -227,5 +227,5 @@ def _bbdm() -> CfgNode:
     node.ETA = 1.0  # noise of the released sampler
     node.ORDER = 2  # of the few-step sampler
     node.CLIP = False  # clamp estimates of the SAR picture to [-1, 1]
-    node.SAMPLE_BATCH = 16  # samples that go through the network together
+    node.SAMPLE_BATCH = 16  # samples that go through a GPU together
     return node

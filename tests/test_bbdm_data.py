@@ -1,0 +1,205 @@
+"""Which pairs there are, how they are read, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm.data import (
+    Pair,
+    PairDataset,
+    build_train_loader,
+    build_validation_loader,
+    read_hoss_pairs,
+    read_pair,
+    read_registered_pairs,
+    split_by_place,
+    to_picture,
+    to_tensor,
+)
+from configs import load_cfg
+from datasets.loaders import Draw
+from datasets.sar import render_percentile
+from utils.errors import DataError
+
+
+def write(path, *, size=(8, 6), value=100, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode != "RGB" else (value, value // 2, 0)).save(path)
+
+
+def write_pairs(root, names, folders=("opt_256_oc_0.2", "sar_256_oc_0.2"), **more):
+    for name in names:
+        write(root / folders[0] / name, **more)
+        write(root / folders[1] / name, **{**more, "mode": "L"})
+    return root
+
+
+@pytest.mark.parametrize("folders", [("opt_256_oc_0.2", "sar_256_oc_0.2"), ("opt", "sar"), ("A", "B"), ("Optical", "SAR")])
+def test_folders_of_both_styles_are_paired_by_name(tmp_path, folders):
+    pairs = read_registered_pairs(write_pairs(tmp_path, ["b_1.png", "a_2.png"], folders)).train
+    assert [(pair.optical.name, pair.sar.name, pair.place) for pair in pairs] == [
+        ("a_2.png", "a_2.png", "a"),
+        ("b_1.png", "b_1.png", "b"),
+    ]
+    assert {pair.optical.parent.name for pair in pairs} == {folders[0]}
+
+
+def test_train_and_val_folders_are_kept_apart(tmp_path):
+    write_pairs(tmp_path / "train", ["1.png", "2.png"], ("A", "B"))
+    write_pairs(tmp_path / "val", ["3.png"], ("A", "B"))
+    lists = read_registered_pairs(tmp_path)
+    assert ([pair.place for pair in lists.train], [pair.place for pair in lists.validation]) == (["1", "2"], ["3"])
+
+
+def test_every_third_place_is_held_out_whole(tmp_path):
+    names = [f"{place:03d}_{tile}.png" for place in range(7) for tile in range(2)]
+    lists = read_registered_pairs(write_pairs(tmp_path, names), hold_out_every=3)
+    assert sorted({pair.place for pair in lists.validation}) == ["002", "005"]
+    assert len(lists.validation) == 4
+    assert not {pair.place for pair in lists.train} & {"002", "005"}
+    with pytest.raises(DataError, match=r"BBDM.HOLD_OUT_EVERY 1 holds out all"):
+        split_by_place(lists.train, 1)
+
+
+def test_unpaired_names_are_listed(tmp_path):
+    write_pairs(tmp_path, ["1.png", "2.png"])
+    write(tmp_path / "opt_256_oc_0.2" / "3.png")
+    with pytest.raises(DataError, match=r"no SAR picture of the same name for 3"):
+        read_registered_pairs(tmp_path)
+    (tmp_path / "opt_256_oc_0.2" / "3.png").unlink()
+    (tmp_path / "opt_256_oc_0.2" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"no optical picture of the same name for 1"):
+        read_registered_pairs(tmp_path)
+
+
+def test_pairs_of_different_size_are_listed(tmp_path):
+    write_pairs(tmp_path, ["1.png", "2.png"])
+    write(tmp_path / "sar_256_oc_0.2" / "2.png", size=(8, 7), mode="L")
+    with pytest.raises(DataError, match=r"different size for 2"):
+        read_registered_pairs(tmp_path)
+
+
+def test_missing_doubled_and_empty_folders_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"is no folder"):
+        read_registered_pairs(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no folder of OPTICAL pictures; it takes one, named opt\.\.\. or rgb\.\.\. or A"):
+        read_registered_pairs(tmp_path)
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "sar").mkdir()
+    with pytest.raises(DataError, match=r"holds no pair"):
+        read_registered_pairs(tmp_path)
+    (tmp_path / "sar_old").mkdir()
+    with pytest.raises(DataError, match=r"2 folders \(sar, sar_old\)"):
+        read_registered_pairs(tmp_path)
+
+
+def write_hoss(root, names):
+    for name in names:
+        mode = "F" if "SAR" in name else "RGB"
+        write(root / "HOSS" / "bounding_box_train" / name, mode=mode, value=3 if mode == "F" else 90)
+    return root
+
+
+def test_every_view_of_a_ship_by_one_sensor_meets_every_view_by_the_other(tmp_path, caplog):
+    names = ["0001_a_RGB.tif", "0001_b_RGB.tif", "0001_a_SAR.tif", "0001_b_SAR.tif", "0002_a_RGB.tif", "0003_a_SAR.tif"]
+    caplog.set_level("INFO")
+    pairs = read_hoss_pairs(write_hoss(tmp_path, names)).train
+    assert len(pairs) == 4
+    assert {pair.place for pair in pairs} == {"1"}
+    assert "2 of 3 ships were seen by one sensor only and make no pair: 2, 3" in caplog.text
+
+
+def test_ships_that_one_sensor_saw_make_no_list(tmp_path):
+    with pytest.raises(DataError, match=r"no training ship .* has both an optical and a SAR chip"):
+        read_hoss_pairs(write_hoss(tmp_path, ["0001_a_RGB.tif", "0002_a_SAR.tif"]))
+
+
+def test_sar_of_ships_is_rendered_and_8_bit_sar_of_scenes_is_not(tmp_path):
+    values = np.linspace(0, 11, 48, dtype=np.float32).reshape(6, 8)
+    Image.fromarray(values).save(tmp_path / "float.tif")
+    Image.fromarray((20 * values).astype(np.uint8)).save(tmp_path / "byte.png")
+    write(tmp_path / "optical.png")
+
+    def sar(name, registered):
+        return read_pair(Pair(tmp_path / "optical.png", tmp_path / name, "1", registered), render_percentile)[1]
+
+    np.testing.assert_array_equal(sar("float.tif", False), render_percentile(values))
+    np.testing.assert_array_equal(sar("float.tif", True), render_percentile(values))
+    np.testing.assert_array_equal(sar("byte.png", True)[..., 0], (20 * values).astype(np.uint8))
+    np.testing.assert_array_equal(sar("byte.png", False), render_percentile((20 * values).astype(np.uint8).astype(np.float32)))
+
+
+def test_both_pictures_of_a_pair_are_cut_and_flipped_alike(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    for name in ("opt.png", "sar.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    dataset = PairDataset(
+        [Pair(tmp_path / "opt.png", tmp_path / "sar.png", "1")], (16, 8), render_percentile, crop=True, flip=True
+    )
+    seen = []
+    for key in range(12):
+        both, index = dataset[Draw(0, (key,))]
+        assert both.shape == (2, 3, 16, 8)
+        assert index == 0
+        assert torch.equal(both[0], both[1])
+        torch.testing.assert_close(dataset[Draw(0, (key,))][0], both)
+        seen.append(to_picture(both[0]))
+    assert len({picture.tobytes() for picture in seen}) > 8
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (16, 8, 3)).reshape(-1, 16, 8, 3)
+    found = {cut.tobytes() for cut in windows} | {cut[:, ::-1].tobytes() for cut in windows}
+    assert all(picture.tobytes() in found for picture in seen)
+
+
+def test_pictures_survive_the_way_to_tensors_and_back():
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    tensor = to_tensor(pixels)
+    assert (tensor.min().item(), tensor.max().item()) == (-1.0, 1.0)
+    np.testing.assert_array_equal(to_picture(tensor), pixels)
+    assert to_picture(torch.tensor([[[[-7.0, 7.0]]]]).expand(1, 3, 1, 2)).tolist() == [[[[0, 0, 0], [255, 255, 255]]]]
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    write_pairs(tmp_path / "pairs", [f"{i}.png" for i in range(9)])
+    settings = ["BBDM.IMAGE_SIZE", "[8, 8]", "SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0"]
+    return load_cfg(None, ["BBDM.PAIRS_DIR", str(tmp_path / "pairs"), *settings])
+
+
+def test_two_processes_share_the_pairs_of_one(cfg):
+    pairs = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
+
+    def epoch(rank, world_size):
+        loader = build_train_loader(cfg, pairs, device_type="cpu", rank=rank, world_size=world_size)
+        loader.batch_sampler.set_epoch(3)
+        return [batch.indices.tolist() for batch in loader]
+
+    alone, first, second = epoch(0, 1), epoch(0, 2), epoch(1, 2)
+    assert len(alone) == 2
+    assert alone == [a + b for a, b in zip(first, second, strict=True)]
+
+
+def test_validation_drops_no_pair(cfg):
+    pairs = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
+    seen = [
+        index
+        for rank in range(2)
+        for batch in build_validation_loader(cfg, pairs, device_type="cpu", rank=rank, world_size=2)
+        for index in batch.indices.tolist()
+    ]
+    assert sorted(seen) == list(range(9))
+
+
+def test_a_damaged_picture_is_named(cfg):
+    pairs = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
+    content = pairs[5].sar.read_bytes()
+    pairs[5].sar.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"5\.png"):
+        list(build_validation_loader(cfg, pairs, device_type="cpu"))
+
+
+def test_pictures_too_small_to_cut_are_named(tmp_path, cfg):
+    pairs = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
+    dataset = PairDataset(pairs, (16, 16), render_percentile, crop=True)
+    assert isinstance(dataset[0], DataError)
+    assert "0.png is 6 x 8, too small" in str(dataset[0])
