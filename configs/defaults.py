@@ -1,7 +1,7 @@
 """Every key of the configuration, with its default.
 
 Keys of the released programs keep their name, place and default; the one default that differs is MODEL.DEVICE ('auto' instead
-of 'cuda'). `docs/config.md` explains the keys; `docs/faithful.md` the differences.
+of 'cuda'). `docs/faithful.md` tells what else differs from them.
 """
 
 from yacs.config import CfgNode
@@ -69,28 +69,30 @@ def _model() -> CfgNode:
     node.TRANSFORMER_TYPE = "None"  # 'vit_{base,small,tiny}_patch16_224_TransOSS'
     node.STRIDE_SIZE = [16, 16]  # below the patch size 16: overlapping patches
     node.PRETRAIN_CHOICE = "imagenet"  # what to take of PRETRAIN_PATH; 'none' (or False): nothing
-    node.PRETRAIN_PATH = ""
-    node.DROP_PATH = 0.1
-    node.DROP_OUT = 0.0
-    node.ATT_DROP_RATE = 0.0
+    node.PRETRAIN_PATH = ""  # a checkpoint to start training from; testing does not read it
+    node.DROP_PATH = 0.1  # stochastic depth of the last block; it rises linearly from 0
+    node.DROP_OUT = 0.0  # after projections and position embedding
+    node.ATT_DROP_RATE = 0.0  # of attention weights
     node.MIE = False  # modality embedding
-    node.MIE_COE = 3.0
+    node.MIE_COE = 3.0  # factor of the modality embedding
     node.SSE = False  # ship-size embedding
     node.PAIR = False  # contrastive pre-training on pairs
-    node.NECK = "bnneck"
-    node.COS_LAYER = False
-    node.LAST_STRIDE = 1
-    node.ID_LOSS_TYPE = "softmax"
+    node.NECK = "bnneck"  # 'no': features go to the classifier as they are
+    node.COS_LAYER = False  # no effect
+    node.LAST_STRIDE = 1  # no effect
+    node.ID_LOSS_TYPE = (
+        "softmax"  # cross-entropy of a linear classifier, or of a margin head: 'arcface', 'cosface', 'amsoftmax', 'circle'
+    )
     node.ID_LOSS_WEIGHT = 1.0
-    node.IF_LABELSMOOTH = "on"
-    node.METRIC_LOSS_TYPE = "triplet"
+    node.IF_LABELSMOOTH = "on"  # a tenth of the target goes to all identities
+    node.METRIC_LOSS_TYPE = "triplet"  # batch-hard
     node.TRIPLET_LOSS_WEIGHT = 1.0
     node.NO_MARGIN = False  # True: soft-margin triplet
-    node.IF_WITH_CENTER = "no"
-    node.MODALITY_LOSS_WEIGHT = 0.1
+    node.IF_WITH_CENTER = "no"  # 'yes': centre loss
+    node.MODALITY_LOSS_WEIGHT = 0.1  # of the alignment of the two modalities; MOS 2.0, TransOSS 0
     node.MODALITY_LOSS_TYPE = "classwise"  # 'global': one alignment over the batch
     node.MODALITY_LOSS_SQUARED = False  # True: the paper's squared norms
-    node.DIST_TRAIN = False
+    node.DIST_TRAIN = False  # no effect
     return node
 
 
@@ -100,19 +102,19 @@ def _input() -> CfgNode:
     node.SIZE_TEST = [256, 128]
     node.PROB = 0.5  # horizontal flip
     node.RE_PROB = 0.5  # random erasing
-    node.PADDING = 10
+    node.PADDING = 10  # pixels around a training image before it is cropped at random
     node.PIXEL_MEAN = [0.485, 0.456, 0.406]
     node.PIXEL_STD = [0.229, 0.224, 0.225]
     node.SAR_DENOISE = "percentile"  # 'percentile': MOS; 'max': TransOSS
-    node.SAR_LOW_PERCENT = 5.0
-    node.SAR_HIGH_PERCENT = 100.0
+    node.SAR_LOW_PERCENT = 5.0  # percentile that becomes black
+    node.SAR_HIGH_PERCENT = 100.0  # percentile that becomes white
     return node
 
 
 def _datasets() -> CfgNode:
     node = CfgNode()
-    node.NAMES = "HOSS"
-    node.ROOT_DIR = "./data"
+    node.NAMES = "HOSS"  # the data set; HOSS layout
+    node.ROOT_DIR = "./data"  # the folder that holds HOSS/
     node.QUERY_ADD_DIR = ""  # generated samples of the query images
     node.GALLERY_ADD_DIR = ""  # generated samples of the gallery images
     return node
@@ -121,37 +123,37 @@ def _datasets() -> CfgNode:
 def _dataloader() -> CfgNode:
     node = CfgNode()
     node.SAMPLER = "softmax"  # 'softmax_triplet': P identities x K images
-    node.NUM_INSTANCE = 16
-    node.NUM_WORKERS = 8
+    node.NUM_INSTANCE = 16  # K, images of an identity in a batch
+    node.NUM_WORKERS = 8  # at most; a worker a core is used
     return node
 
 
 def _solver() -> CfgNode:
     node = CfgNode()
-    node.OPTIMIZER_NAME = "Adam"
+    node.OPTIMIZER_NAME = "Adam"  # 'SGD', 'Adam' or 'AdamW'
     node.MAX_EPOCHS = 100
     node.BASE_LR = 3e-4
-    node.BIAS_LR_FACTOR = 1
+    node.BIAS_LR_FACTOR = 1  # of the biases' rate
     node.LARGE_FC_LR = False  # classifier at twice the rate
-    node.MOMENTUM = 0.9
+    node.MOMENTUM = 0.9  # of SGD
     node.WEIGHT_DECAY = 0.0005
     node.WEIGHT_DECAY_BIAS = 0.0005
-    node.WARMUP_EPOCHS = 5
+    node.WARMUP_EPOCHS = 5  # linear, from WARMUP_FACTOR x BASE_LR; then a cosine
     node.WARMUP_FACTOR = 0.01
-    node.WARMUP_METHOD = "linear"
-    node.STEPS = [40, 70]
-    node.GAMMA = 0.1
-    node.IMS_PER_BATCH = 64
-    node.MARGIN = 0.3
-    node.COSINE_MARGIN = 0.5
-    node.COSINE_SCALE = 30
-    node.CENTER_LR = 0.5
+    node.WARMUP_METHOD = "linear"  # no effect
+    node.STEPS = [40, 70]  # no effect
+    node.GAMMA = 0.1  # no effect
+    node.IMS_PER_BATCH = 64  # images in a batch, over all processes
+    node.MARGIN = 0.3  # of the triplet loss, unless MODEL.NO_MARGIN
+    node.COSINE_MARGIN = 0.5  # of a margin head
+    node.COSINE_SCALE = 30  # of a margin head
+    node.CENTER_LR = 0.5  # of the class centres
     node.CENTER_LOSS_WEIGHT = 0.0005
-    node.CHECKPOINT_PERIOD = 10
-    node.EVAL_PERIOD = 10
-    node.LOG_PERIOD = 100
+    node.CHECKPOINT_PERIOD = 10  # epochs
+    node.EVAL_PERIOD = 10  # epochs
+    node.LOG_PERIOD = 100  # steps
     node.SEED = 1234
-    node.AMP = "auto"
+    node.AMP = "auto"  # 'off', 'fp16', 'bf16'; 'auto' is bf16 or fp16 on CUDA and off on a CPU
     node.RESUME = ""  # a last.pth to go on from
     return node
 
@@ -159,17 +161,17 @@ def _solver() -> CfgNode:
 def _test() -> CfgNode:
     node = CfgNode()
     node.WEIGHT = ""
-    node.IMS_PER_BATCH = 128
-    node.NECK_FEAT = "after"
-    node.FEAT_NORM = "yes"
-    node.RE_RANKING = False
-    node.RE_RANKING_K1 = 50
-    node.RE_RANKING_K2 = 15
-    node.RE_RANKING_LAMBDA = 0.3
-    node.FUSION_TAU = 0.02
+    node.IMS_PER_BATCH = 128  # images in a batch, on each process
+    node.NECK_FEAT = "after"  # the feature that is compared: 'before' or 'after' the neck
+    node.FEAT_NORM = "yes"  # L2-normalise features
+    node.RE_RANKING = False  # k-reciprocal re-ranking
+    node.RE_RANKING_K1 = 50  # neighbours for reciprocity
+    node.RE_RANKING_K2 = 15  # neighbours that are averaged
+    node.RE_RANKING_LAMBDA = 0.3  # share of the plain distance
+    node.FUSION_TAU = 0.02  # weight of generated features
     node.SAME_MODALITY_GALLERY = True  # False: images of the query's own modality leave its gallery
-    node.DIST_MAT = "dist_mat.npy"
-    node.EVAL = False
+    node.DIST_MAT = "dist_mat.npy"  # no effect
+    node.EVAL = False  # no effect
     return node
 
 
