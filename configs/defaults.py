@@ -81,7 +81,7 @@ def _model() -> CfgNode:
     node.COS_LAYER = False  # no effect
     node.LAST_STRIDE = 1  # no effect
     node.ID_LOSS_TYPE = (
-        "softmax"  # cross-entropy of a linear classifier, or of a margin head: 'arcface', 'cosface', 'amsoftmax', 'circle'
+        "softmax"  # linear classifier; or a margin head: 'arcface', 'cosface', 'amsoftmax', 'circle'
     )
     node.ID_LOSS_WEIGHT = 1.0
     node.IF_LABELSMOOTH = "on"  # a tenth of the target goes to all identities
@@ -160,7 +160,7 @@ def _solver() -> CfgNode:
 
 def _test() -> CfgNode:
     node = CfgNode()
-    node.WEIGHT = ""
+    node.WEIGHT = ""  # the checkpoint to test
     node.IMS_PER_BATCH = 128  # images in a batch, on each process
     node.NECK_FEAT = "after"  # the feature that is compared: 'before' or 'after' the neck
     node.FEAT_NORM = "yes"  # L2-normalise features
