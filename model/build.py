@@ -44,7 +44,10 @@ def build_model(cfg, num_identities: int = 0) -> ReIDModel:
         drop_path_rate=cfg.MODEL.DROP_PATH,
     )
     classifier = build_classifier(cfg, base.num_features, num_identities) if num_identities else None
-    return ReIDModel(base, classifier, neck=cfg.MODEL.NECK == "bnneck")
+    model = ReIDModel(base, classifier, neck=cfg.MODEL.NECK == "bnneck")
+    # Only contrastive pre-training uses it, and processes that train together wait for the gradient of all that trains.
+    model.logit_scale.requires_grad_(cfg.MODEL.PAIR)
+    return model
 
 
 def build_classifier(cfg, in_features: int, num_identities: int) -> nn.Module:
