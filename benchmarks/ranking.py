@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import date
 
 import numpy as np
@@ -39,13 +40,13 @@ def make_set(queries: int, gallery: int) -> tuple[Tensor, Tensor, dict[str, Tens
     return features[:queries], features[queries:], {"query_ids": ids[:queries], "gallery_ids": ids[queries:]}
 
 
-def rank_in_blocks(queries: int, gallery: int) -> float:
+def rank_in_blocks(queries: int, gallery: int) -> dict[str, float]:
     """`rank_features`."""
     query, images, truth = make_set(queries, gallery)
     return timed(lambda: rank_features(query, images, **truth).mean_average_precision)
 
 
-def rank_dense(queries: int, gallery: int) -> float:
+def rank_dense(queries: int, gallery: int) -> dict[str, float]:
     """All distances, sorted whole."""
     query, images, truth = make_set(queries, gallery)
 
@@ -59,14 +60,14 @@ def rank_dense(queries: int, gallery: int) -> float:
     return timed(run)
 
 
-def rerank_sparse(queries: int, gallery: int) -> float:
+def rerank_sparse(queries: int, gallery: int) -> dict[str, float]:
     """`rerank_blocks`, ranked block by block."""
     query, images, truth = make_set(queries, gallery)
     blocks = rerank_blocks(query, images, k1=K1, k2=K2, lambda_value=LAMBDA)
     return timed(lambda: rank_distances(blocks, **truth).mean_average_precision)
 
 
-def rerank_dense(queries: int, gallery: int) -> float:
+def rerank_dense(queries: int, gallery: int) -> dict[str, float]:
     """`dense_distances`, ranked, and compared with `rerank` afterwards."""
     query, images, truth = make_set(queries, gallery)
     distances = []
@@ -114,11 +115,11 @@ def dense_distances(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     return (1 - LAMBDA) * result + LAMBDA * distances[: len(query), len(query) :]
 
 
-def timed(run) -> float:
-    """Seconds that `run` takes; says what mAP it returns, so that methods can be seen to agree."""
-    start = time.perf_counter()
+def timed(run: Callable[[], float]) -> dict[str, float]:
+    """Elapsed and processor seconds that `run` takes; says what mAP it returns, so that methods can be seen to agree."""
+    start, start_cpu = time.perf_counter(), time.process_time()
     value = run()
-    seconds = time.perf_counter() - start
+    seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - start_cpu}
     print(f"mAP {value:.6f}", file=sys.stderr)
     return seconds
 
@@ -140,7 +141,7 @@ def run_case(name: str, threads: int) -> None:
     function, queries, gallery = CASES[name]
     seconds = function(queries, gallery)
     unit = 1 if platform.system() == "Darwin" else 1024
-    print(json.dumps({"seconds": seconds, "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}))
+    print(json.dumps({**seconds, "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}))
 
 
 def main() -> None:
@@ -157,13 +158,14 @@ def main() -> None:
     environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     print(f"{platform.machine()}, {threads} threads, {versions}, {date.today()}\n")
-    print("| case | queries | gallery | seconds | peak memory, GB |\n| --- | --- | --- | --- | --- |")
+    print("| case | queries | gallery | seconds | processor seconds | peak memory, GB |\n|" + " --- |" * 6)
     for name in arguments.only:
         command = [sys.executable, "-m", "benchmarks.ranking", "--case", name, "--threads", threads]
         output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
         result = json.loads(output.splitlines()[-1])
         _, queries, gallery = CASES[name]
-        print(f"| {name} | {queries} | {gallery} | {result['seconds']:.1f} | {result['bytes'] / 1e9:.2f} |", flush=True)
+        cost = f"{result['seconds']:.1f} | {result['cpu_seconds']:.1f} | {result['bytes'] / 1e9:.2f}"
+        print(f"| {name} | {queries} | {gallery} | {cost} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from utils.errors import DataError
 from utils.reranking import rerank, rerank_blocks
 from utils.retrieval import rank_distances
 
@@ -102,3 +103,11 @@ def test_half_precision_features_are_reranked_in_single_precision():
 def test_parameters_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="re-ranking needs"):
         rerank(features(4), features(5), **wrong)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(bad):
+    gallery = features(6)
+    gallery[3, 2] = bad
+    with pytest.raises(DataError, match="NaN or infinity"):
+        rerank(features(2), gallery)

@@ -14,6 +14,7 @@ import torch
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
+from utils.errors import DataError
 from utils.retrieval import squared_distances
 
 
@@ -71,10 +72,13 @@ def rerank_blocks(
 
     Raises:
         ValueError: a parameter out of its range.
+        DataError: a feature is not finite.
     """
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
         raise ValueError(f"re-ranking needs k1 >= 1, k2 >= 1 and 0 <= lambda <= 1, not {k1}, {k2} and {lambda_value}")
     images = torch.cat([query, gallery]).float()
+    if not bool(torch.isfinite(images.sum())):
+        raise DataError("a feature holds NaN or infinity; check the weights and the images that it was made from")
     block_rows = max(1, min(1024, memory_bytes // (16 * len(images))))
     neighbours = _nearest(images, max(k1 + 1, k2), block_rows)
     encoding = _average(_encode(images, neighbours, k1, block_rows), neighbours, k2)
@@ -109,12 +113,12 @@ def _encode(images: Tensor, neighbours: _Neighbours, k1: int, block_rows: int) -
     """(N, N) sparse rows that sum to 1: weights of the expanded reciprocal neighbours (equations 4 to 7)."""
     graph = neighbours.graph(k1 + 1)
     near, half = neighbours.reciprocal(k1 + 1), neighbours.reciprocal(round(k1 / 2) + 1)
-    enough = 2 / 3 * half.sum(axis=1)
+    sizes = half.sum(axis=1)
     blocks = []
     for start in range(0, len(images), block_rows):
         block = near[start : start + block_rows]
         overlap = (block @ half).multiply(block).tocsr()
-        overlap.data = (overlap.data > enough[overlap.indices]).astype(np.float32)
+        overlap.data = (3 * overlap.data > 2 * sizes[overlap.indices]).astype(np.float32)
         overlap.eliminate_zeros()
         expanded = (block + overlap @ half).sign()
         known = expanded.multiply(graph[start : start + block_rows])
