@@ -1,33 +1,53 @@
 """Weights and training states on disk. The only module that calls `torch.load`, always with `weights_only`."""
 
+import argparse
 import hashlib
-import logging
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, UsageError
 from utils.files import replacing
-
-logger = logging.getLogger(__name__)
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "ema", "module")
 """Keys under which programs keep the state dict, in the order in which they are tried."""
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that data parallelism and compilation put before every name."""
+
+SAFETENSORS = ".safetensors"
+
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write `content` with torch.save, whole or not at all."""
+    """Write `content`, whole or not at all: in the safetensors format if `path` ends in .safetensors, else with torch.save.
+
+    Raises:
+        UsageError: a .safetensors file that would hold more than tensors by name.
+    """
     with replacing(path) as temporary:
-        torch.save(dict(content), temporary)
+        if Path(path).suffix != SAFETENSORS:
+            torch.save(dict(content), temporary)
+            return
+        others = [name for name, value in content.items() if not isinstance(value, Tensor)]
+        if others:
+            raise UsageError(f"{path} cannot hold {others[0]}: a {SAFETENSORS} file holds tensors only; name the file .pth")
+        # Copies, because the format refuses views and tensors that share memory.
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in content.items()}, temporary)
 
 
 def load(path: str | Path) -> Any:
-    """Read what `save` (or another program's torch.save) wrote, on the CPU; tensors and plain containers only.
+    """Read what `save` (or another program) wrote, on the CPU; tensors and plain containers only.
+
+    Both formats are told apart by their first bytes. Command-line options (`argparse.Namespace`), which many training programs
+    keep beside their weights, are plain values and pass.
 
     Raises:
         CheckpointError: no such file, no checkpoint, cut short, or one that wants to run code.
@@ -36,12 +56,21 @@ def load(path: str | Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give the path of an existing file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            name = str(error).partition("GLOBAL ")[2].split(" ")[0] or "an unknown type"
+        if _is_safetensors(path):
+            return load_file(path, device="cpu")
+        if _is_program(path):
             raise CheckpointError(
-                f"{path} holds {name} beside tensors and could run code, so it was not read; save its state dict alone"
+                f"{path} is a TorchScript program that runs code, so it was not read; save its state dict alone"
+            )
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch words it "Unsupported global: GLOBAL a.b ..." or "... unsupported GLOBAL os.system whose module os is blocked".
+        refused = re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", str(error))
+        if refused:
+            raise CheckpointError(
+                f"{path} holds {refused[1] or refused[2]} beside tensors and could run code, so it was not read; "
+                "save its state dict alone"
             ) from error
         raise CheckpointError(f"{path} is no checkpoint; it should be a file written by torch.save") from error
     except (
@@ -53,29 +82,55 @@ def load(path: str | Path) -> Any:
         zipfile.BadZipFile,
         UnicodeDecodeError,
         AttributeError,
+        SafetensorError,
     ) as error:
-        raise CheckpointError(f"{path} is no checkpoint or is cut short; it should be a file written by torch.save") from error
+        raise CheckpointError(
+            f"{path} is no checkpoint or is cut short; it should be a file written by torch.save or a {SAFETENSORS} file"
+        ) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file starts as safetensors do: eight bytes of length, then a JSON object."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return path.suffix == SAFETENSORS or start[8:] == b"{"
+
+
+def _is_program(path: Path) -> bool:
+    """Whether the file is an archive of TorchScript."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name: bare or under one of `CONTAINERS`, less any `module.` prefix.
+    """The tensors of a checkpoint by name; see `find_state_dict`.
 
     Raises:
         CheckpointError: see `load`; also a file without tensors.
     """
-    content = load(path)
-    for key in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = (
-        {name: value for name, value in content.items() if isinstance(value, Tensor)} if isinstance(content, Mapping) else {}
-    )
+    tensors = find_state_dict(load(path))
     if not tensors:
         raise CheckpointError(
             f"{path} holds no tensors by name; a checkpoint is a state dict, bare or under 'state_dict' or 'model'"
         )
-    return strip_prefix(tensors, "module.")
+    return tensors
+
+
+def find_state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors of what `load` returned: bare or under `CONTAINERS`, less `WRAPPERS`; empty if there are none."""
+    while isinstance(content, Mapping):
+        inner = [content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    if not isinstance(content, Mapping):
+        return {}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for prefix in WRAPPERS * 2:
+        tensors = strip_prefix(tensors, prefix)
+    return tensors
 
 
 def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
