@@ -35,6 +35,7 @@ CHOICES = {
 """Keys that take one of a few words."""
 
 UNUSED = {
+    "DATASETS.NAMES": "what is read is the folder HOSS of DATASETS.ROOT_DIR",
     "MODEL.COS_LAYER": "choose a margin head with MODEL.ID_LOSS_TYPE",
     "MODEL.DIST_TRAIN": "start with torchrun to train on several devices",
     "MODEL.LAST_STRIDE": "it belongs to a ResNet baseline",

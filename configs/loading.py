@@ -3,6 +3,7 @@
 import ast
 import difflib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,13 @@ def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
     node: Any = cfg
     for section in sections:
         node = node.get(section) if isinstance(node, CfgNode) else None
+    if value is None and isinstance(node, CfgNode) and isinstance(node.get(name), CfgNode):
+        return  # a section whose keys are all commented out
     if not isinstance(node, CfgNode) or name not in node or isinstance(node[name], CfgNode):
         raise ConfigError(f"{source}: there is no key {key}; {_nearest(key)}")
     try:
         node[name] = _convert(key, value, node[name])
-    except (ValueError, TypeError, SyntaxError) as error:
+    except (ValueError, TypeError, SyntaxError, OverflowError) as error:
         raise ConfigError(f"{source}: {key} cannot be {value!r}; it takes {_expected(key, node[name])}") from error
 
 
@@ -123,7 +126,11 @@ def _nearest(key: str) -> str:
 def _convert(key: str, value: Any, default: Any) -> Any:
     """`value` in the type of `default`; released spellings are read as what they mean."""
     if isinstance(value, str) and value[:1] in ("(", "["):
-        value = ast.literal_eval(value)
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            if not isinstance(default, str):  # a word may begin so
+                raise
     if isinstance(value, tuple | list) and len(value) == 1 and not isinstance(default, list):
         value = value[0]
     if key == "MODEL.PRETRAIN_CHOICE" and str(value).lower() in (*FALSE_WORDS, "none", ""):
@@ -143,7 +150,7 @@ def _convert(key: str, value: Any, default: Any) -> Any:
             raise ValueError("not a whole number")
         return int(number)
     if isinstance(default, float):
-        if isinstance(value, bool):
+        if isinstance(value, bool) or not math.isfinite(float(value)):
             raise ValueError("not a number")
         return float(value)
     if isinstance(value, tuple | list | dict):
@@ -212,14 +219,24 @@ def _check_ranges(cfg: CfgNode) -> None:
         "MODEL.ATT_DROP_RATE": (0, 1),
         "MODEL.DROP_OUT": (0, 1),
         "MODEL.DROP_PATH": (0, 1),
+        "MODEL.ID_LOSS_WEIGHT": (0, infinity),
+        "MODEL.MODALITY_LOSS_WEIGHT": (0, infinity),
+        "MODEL.TRIPLET_LOSS_WEIGHT": (0, infinity),
         "SOLVER.BASE_LR": (0, infinity),
+        "SOLVER.BIAS_LR_FACTOR": (0, infinity),
+        "SOLVER.CENTER_LOSS_WEIGHT": (0, infinity),
+        "SOLVER.CENTER_LR": (0, infinity),
         "SOLVER.CHECKPOINT_PERIOD": (1, infinity),
         "SOLVER.EVAL_PERIOD": (1, infinity),
         "SOLVER.IMS_PER_BATCH": (1, infinity),
         "SOLVER.LOG_PERIOD": (1, infinity),
         "SOLVER.MAX_EPOCHS": (1, infinity),
         "SOLVER.SEED": (0, 2**63 - 1),
+        "SOLVER.MOMENTUM": (0, 1),
         "SOLVER.WARMUP_EPOCHS": (0, infinity),
+        "SOLVER.WARMUP_FACTOR": (0, infinity),
+        "SOLVER.WEIGHT_DECAY": (0, infinity),
+        "SOLVER.WEIGHT_DECAY_BIAS": (0, infinity),
         "TEST.FUSION_TAU": (0, 1),
         "TEST.IMS_PER_BATCH": (1, infinity),
         "TEST.RE_RANKING_K1": (1, infinity),
