@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from configs import load_cfg
+from configs import ConfigError, load_cfg
 from datasets.hoss import HossData, read_hoss
 from datasets.loaders import build_test_loader, build_train_loader
 from loss.criterion import build_criterion
@@ -29,9 +29,13 @@ def build_trainer(cfg, data: HossData, device) -> Trainer:
     """Model, objective, optimisers and schedule, at the start or where SOLVER.RESUME left off."""
     model = build_model(cfg, data.num_identities)
     if cfg.MODEL.PRETRAIN_CHOICE != "none" and not cfg.SOLVER.RESUME:
+        if not cfg.MODEL.PRETRAIN_PATH:
+            raise ConfigError("MODEL.PRETRAIN_PATH is empty; name the weights to start from, or set MODEL.PRETRAIN_CHOICE none")
         load_pretrained(cfg.MODEL.PRETRAIN_PATH, model, choice=cfg.MODEL.PRETRAIN_CHOICE)
     model.to(device)
-    criterion = build_criterion(cfg, num_identities=data.num_identities, num_features=model.base.num_features).to(device)
+    criterion = build_criterion(cfg, num_identities=data.num_identities, num_features=model.base.num_features)
+    criterion.load_state_dict(distributed.broadcast(criterion.state_dict()))  # the network's wrapper does this for the network
+    criterion.to(device)
     optimizer = build_optimizer(cfg, model)
     optimizers = [optimizer] if criterion.centers is None else [optimizer, build_center_optimizer(cfg, criterion.centers)]
     precision = build_precision(cfg, device)
@@ -82,9 +86,8 @@ def train(cfg, device) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Read the call and train."""
     example = "python train.py --config_file configs/hoss_transoss.yml DATASETS.ROOT_DIR data SOLVER.SEED 1"
-    args = config_parser("train.py", "Train a re-identification model on a data set in HOSS layout.", example).parse_args(
-        arguments
-    )
+    parser = config_parser("train.py", "Train a re-identification model on a data set in HOSS layout.", example)
+    args = parser.parse_args(arguments)
     setup_logging()
     cfg = load_cfg(args.config_file, args.overrides)
     device = build_device(cfg)

@@ -65,7 +65,7 @@ class Trainer:
             self.scaler.step(optimizer)
         self.scaler.update()
         accuracy = (output.scores.argmax(1) == batch.labels).float().mean()
-        return torch.stack([*(value.detach() for value in terms.values()), total.detach(), accuracy])
+        return torch.stack([*(terms[name].detach() for name in self.criterion.weights), total.detach(), accuracy])
 
     @property
     def metric_names(self) -> list[str]:
