@@ -1,0 +1,446 @@
+"""Configurations: what the released programs' files mean, what is refused, and that no key goes unread."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs import ConfigError, load_cfg
+from configs.defaults import CHOICES, FLAGS, UNUSED, default_cfg
+from configs.loading import get_value, known_keys
+from tests.commands import write_file
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "configs").glob("*.yml"))
+
+RELEASED_DEFAULTS = """
+DATALOADER: {NUM_INSTANCE: 16, NUM_WORKERS: 8, SAMPLER: softmax}
+DATASETS: {NAMES: HOSS, ROOT_DIR: ./data}
+INPUT:
+  PADDING: 10
+  PIXEL_MEAN: [0.485, 0.456, 0.406]
+  PIXEL_STD: [0.229, 0.224, 0.225]
+  PROB: 0.5
+  RE_PROB: 0.5
+  SIZE_TEST: [256, 128]
+  SIZE_TRAIN: [256, 128]
+MODEL:
+  ATT_DROP_RATE: 0.0
+  COS_LAYER: false
+  DEVICE_ID: '0'
+  DIST_TRAIN: false
+  DROP_OUT: 0.0
+  DROP_PATH: 0.1
+  ID_LOSS_TYPE: softmax
+  ID_LOSS_WEIGHT: 1.0
+  IF_LABELSMOOTH: 'on'
+  IF_WITH_CENTER: 'no'
+  LAST_STRIDE: 1
+  METRIC_LOSS_TYPE: triplet
+  MIE: false
+  MIE_COE: 3.0
+  MODALITY_LOSS_WEIGHT: 0.1
+  NAME: transformer
+  NECK: bnneck
+  NO_MARGIN: false
+  PAIR: false
+  PRETRAIN_CHOICE: imagenet
+  PRETRAIN_PATH: ''
+  SSE: false
+  STRIDE_SIZE: [16, 16]
+  TRANSFORMER_TYPE: None
+  TRIPLET_LOSS_WEIGHT: 1.0
+OUTPUT_DIR: ''
+SOLVER:
+  BASE_LR: 0.0003
+  BIAS_LR_FACTOR: 1
+  CENTER_LOSS_WEIGHT: 0.0005
+  CENTER_LR: 0.5
+  CHECKPOINT_PERIOD: 10
+  COSINE_MARGIN: 0.5
+  COSINE_SCALE: 30
+  EVAL_PERIOD: 10
+  GAMMA: 0.1
+  IMS_PER_BATCH: 64
+  LARGE_FC_LR: false
+  LOG_PERIOD: 100
+  MARGIN: 0.3
+  MAX_EPOCHS: 100
+  MOMENTUM: 0.9
+  OPTIMIZER_NAME: Adam
+  SEED: 1234
+  STEPS: [40, 70]
+  WARMUP_EPOCHS: 5
+  WARMUP_FACTOR: 0.01
+  WARMUP_METHOD: linear
+  WEIGHT_DECAY: 0.0005
+  WEIGHT_DECAY_BIAS: 0.0005
+TEST:
+  DIST_MAT: dist_mat.npy
+  EVAL: false
+  FEAT_NORM: 'yes'
+  IMS_PER_BATCH: 128
+  NECK_FEAT: after
+  RE_RANKING: false
+  WEIGHT: ''
+"""
+"""Every key of the released programs with its default, but for MODEL.DEVICE."""
+
+RELEASED_RUN = """
+MODEL:
+  PRETRAIN_CHOICE: 'imagenet'
+  PRETRAIN_PATH: 'vit_b512_pre.pth'
+  METRIC_LOSS_TYPE: 'triplet'
+  IF_LABELSMOOTH: 'off'
+  IF_WITH_CENTER: 'no'
+  NAME: 'transformer'
+  NO_MARGIN: True
+  DEVICE_ID: ('0')
+  TRANSFORMER_TYPE: 'vit_base_patch16_224_TransOSS'
+  STRIDE_SIZE: [16, 16]
+  MIE: True
+  MIE_COE: 3.0
+  MODALITY_LOSS_WEIGHT: 2.0
+  SSE: True
+  PAIR: False
+INPUT:
+  SIZE_TRAIN: [256, 128]
+  SIZE_TEST: [256, 128]
+  PROB: 0.5
+  RE_PROB: 0.5
+  PADDING: 10
+  PIXEL_MEAN: [0.485, 0.456, 0.406]
+  PIXEL_STD: [0.229, 0.224, 0.225]
+DATASETS:
+  NAMES: ('HOSS')
+  ROOT_DIR: ('data')
+DATALOADER:
+  SAMPLER: 'softmax_triplet'
+  NUM_INSTANCE: 4
+  NUM_WORKERS: 8
+SOLVER:
+  OPTIMIZER_NAME: 'SGD'
+  MAX_EPOCHS: 100
+  BASE_LR: 0.0005
+  IMS_PER_BATCH: 32
+  WARMUP_METHOD: 'linear'
+  LARGE_FC_LR: False
+  CHECKPOINT_PERIOD: 1
+  LOG_PERIOD: 80
+  EVAL_PERIOD: 1
+  WEIGHT_DECAY:  1e-4
+  WEIGHT_DECAY_BIAS: 1e-4
+  BIAS_LR_FACTOR: 2
+TEST:
+  EVAL: True
+  IMS_PER_BATCH: 1
+  RE_RANKING: False
+  WEIGHT: ''
+  NECK_FEAT: 'before'
+  FEAT_NORM: 'yes'
+OUTPUT_DIR: './logs/hoss_transoss'
+"""
+"""The settings of the released MOS run, spelt as there."""
+
+
+def leaves(node: dict, prefix: str = "") -> dict:
+    found = {}
+    for key, value in node.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def load_text(tmp_path: Path, text: str, overrides=()):
+    return load_cfg(write_file(tmp_path / "some.yml", text), overrides)
+
+
+def test_every_released_key_keeps_its_default():
+    cfg = default_cfg()
+    for key, value in leaves(yaml.safe_load(RELEASED_DEFAULTS)).items():
+        assert (get_value(cfg, key), type(get_value(cfg, key))) == (value, type(value)), key
+    assert cfg.MODEL.DEVICE == "auto"
+
+
+def test_defaults_hold_together():
+    assert load_cfg() == default_cfg()
+
+
+def test_released_run_means_what_it_meant(tmp_path):
+    cfg = load_text(tmp_path, RELEASED_RUN)
+    assert cfg.MODEL.DEVICE_ID == "0"
+    assert (cfg.DATASETS.NAMES, cfg.DATASETS.ROOT_DIR) == ("HOSS", "data")
+    assert cfg.SOLVER.WEIGHT_DECAY == cfg.SOLVER.WEIGHT_DECAY_BIAS == 1e-4
+    assert (cfg.MODEL.IF_LABELSMOOTH, cfg.MODEL.IF_WITH_CENTER, cfg.TEST.FEAT_NORM) == ("off", "no", "yes")
+    assert cfg.MODEL.STRIDE_SIZE == [16, 16]
+    spelt = leaves(yaml.safe_load(RELEASED_RUN))
+    same = {key for key in spelt if get_value(cfg, key) == spelt[key]}
+    assert spelt.keys() - same == {
+        "MODEL.DEVICE_ID", "DATASETS.NAMES", "DATASETS.ROOT_DIR", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_BIAS",
+    }  # fmt: skip
+    untouched = set(known_keys()) - spelt.keys()
+    assert all(get_value(cfg, key) == get_value(default_cfg(), key) for key in untouched)
+
+
+def test_shipped_mos_config_is_the_released_run_but_for_paths_and_batch_of_the_test(tmp_path):
+    released, ours = load_text(tmp_path, RELEASED_RUN), load_cfg(ROOT / "configs" / "hoss_transoss.yml")
+    different = {key for key in known_keys() if get_value(released, key) != get_value(ours, key)}
+    assert different == {"MODEL.PRETRAIN_PATH", "TEST.IMS_PER_BATCH", "TEST.EVAL"}
+
+
+def test_shipped_baseline_is_transoss():
+    mos, baseline = load_cfg(ROOT / "configs" / "hoss_transoss.yml"), load_cfg(ROOT / "configs" / "hoss_baseline.yml")
+    different = {key: get_value(baseline, key) for key in known_keys() if get_value(mos, key) != get_value(baseline, key)}
+    assert different == {
+        "MODEL.MODALITY_LOSS_WEIGHT": 0.0,
+        "INPUT.SAR_DENOISE": "max",
+        "SOLVER.MAX_EPOCHS": 200,
+        "SOLVER.CHECKPOINT_PERIOD": 10,
+        "SOLVER.EVAL_PERIOD": 10,
+        "OUTPUT_DIR": "./logs/hoss_baseline",
+    }
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_name_no_key_in_vain(path, caplog):
+    cfg = load_cfg(path)
+    assert cfg.OUTPUT_DIR
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_config_that_was_dumped_reads_back_equal(tmp_path):
+    cfg = load_cfg(ROOT / "configs" / "hoss_baseline.yml", ["MODEL.MODALITY_LOSS_SQUARED", "yes", "SOLVER.BASE_LR", "1e-5"])
+    assert load_text(tmp_path, cfg.dump()) == cfg
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("MODEL.DEVICE_ID", "('0,1')", "0,1"),
+        ("MODEL.DEVICE_ID", "0", "0"),
+        ("DATASETS.ROOT_DIR", "data (copy)", "data (copy)"),
+        ("DATASETS.ROOT_DIR", "(my data)/[1]", "(my data)/[1]"),
+        ("MODEL.STRIDE_SIZE", "(12, 12)", [12, 12]),
+        ("INPUT.PIXEL_MEAN", "[0, 0, 1]", [0.0, 0.0, 1.0]),
+        ("INPUT.PADDING", "10.0", 10),
+        ("SOLVER.MARGIN", "1", 1.0),
+        ("SOLVER.LARGE_FC_LR", "yes", True),
+        ("TEST.RE_RANKING", "off", False),
+        ("TEST.FEAT_NORM", "no", "no"),
+        ("TEST.FEAT_NORM", "False", "no"),
+        ("MODEL.IF_LABELSMOOTH", "True", "on"),
+        ("MODEL.PRETRAIN_CHOICE", "False", "none"),
+        ("MODEL.PRETRAIN_CHOICE", "None", "none"),
+    ],
+)
+def test_spellings(tmp_path, key, text, value):
+    section, name = key.split(".")
+    from_file = get_value(load_text(tmp_path, f"{section}:\n  {name}: {text}\n"), key) if " (" not in text else value
+    from_line = get_value(load_cfg(None, [key, text]), key)
+    assert from_line == value
+    assert from_file == value
+    assert type(from_line) is type(value)
+
+
+@pytest.mark.parametrize("key", FLAGS)
+def test_flags_are_never_truthy_by_accident(tmp_path, key):
+    """'no' is a true string: whatever false is spelt like must come out as the word for false."""
+    section, name = key.split(".")
+    for word in ("no", "off", "false", "'no'", "'off'", "0"):
+        assert get_value(load_text(tmp_path, f"{section}: {{{name}: {word}}}"), key) == FLAGS[key][1]
+
+
+def test_the_command_line_outweighs_the_file(tmp_path):
+    assert load_text(tmp_path, "SOLVER: {SEED: 1}", ["SOLVER.SEED", "2", "SOLVER.SEED", "3"]).SOLVER.SEED == 3
+
+
+def test_a_base_is_outweighed_by_the_file_that_names_it(tmp_path):
+    (tmp_path / "more").mkdir()
+    write_file(tmp_path / "base.yml", "SOLVER: {SEED: 1, MAX_EPOCHS: 7}")
+    path = write_file(tmp_path / "more" / "some.yml", "_BASE_: ../base.yml\nSOLVER: {SEED: 2}")
+    cfg = load_cfg(path)
+    assert (cfg.SOLVER.SEED, cfg.SOLVER.MAX_EPOCHS) == (2, 7)
+
+
+def test_a_base_that_leads_back_is_refused(tmp_path):
+    write_file(tmp_path / "a.yml", "_BASE_: b.yml")
+    with pytest.raises(ConfigError, match=r"\.yml: _BASE_ leads back"):
+        load_cfg(write_file(tmp_path / "b.yml", "_BASE_: a.yml"))
+
+
+def test_a_config_is_frozen_and_fresh():
+    cfg = load_cfg(None, ["INPUT.PIXEL_MEAN", "[0, 0, 0]"])
+    with pytest.raises(AttributeError):
+        cfg.SOLVER.SEED = 1
+    cfg.INPUT.PIXEL_STD.append(1.0)  # lists stay lists; no other configuration may see it
+    assert load_cfg().INPUT.PIXEL_STD == [0.229, 0.224, 0.225]
+    assert load_cfg().INPUT.PIXEL_MEAN == [0.485, 0.456, 0.406]
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("SOLVER.BASE_RL", "SOLVER.BASE_LR"),
+        ("MODEL.IMS_PER_BATCH", "SOLVER.IMS_PER_BATCH"),
+        ("solver.seed", "SOLVER.SEED"),
+        ("SEED", "SOLVER.SEED"),
+        ("MODEL.MODALITY_LOSS_WIEGHT", "MODEL.MODALITY_LOSS_WEIGHT"),
+        ("OUTPUT_DIRECTORY", "OUTPUT_DIR"),
+        ("MODEL.NAME.FIRST", "MODEL.NAME"),
+        ("--config_file", None),
+        ("SOLVER", None),
+        ("", None),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_one(key, nearest):
+    with pytest.raises(ConfigError, match=f"there is no key {re.escape(key)}; the nearest is ") as raised:
+        load_cfg(None, [key, "1"])
+    assert raised.value.exit_status == 2
+    if nearest:
+        assert str(raised.value).endswith(f"the nearest is {nearest}")
+
+
+def test_an_unknown_key_of_a_file_names_the_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"some\.yml: there is no key MODEL\.NAMES; the nearest is "):
+        load_text(tmp_path, "MODEL: {NAMES: x}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.MAX_EPOCHS", "ten"),
+        ("SOLVER.MAX_EPOCHS", "1.5"),
+        ("SOLVER.MAX_EPOCHS", "inf"),
+        ("SOLVER.MAX_EPOCHS", "nan"),
+        ("SOLVER.MAX_EPOCHS", "[1, 2]"),
+        ("SOLVER.BASE_LR", "fast"),
+        ("SOLVER.BASE_LR", ""),
+        ("MODEL.MIE", "perhaps"),
+        ("MODEL.MIE", "2"),
+        ("TEST.FEAT_NORM", "maybe"),
+        ("INPUT.SIZE_TRAIN", "256"),
+        ("INPUT.SIZE_TRAIN", "[a, b]"),
+        ("INPUT.SIZE_TRAIN", "[256, 128"),
+        ("INPUT.SIZE_TRAIN", "[]"),
+    ],
+)
+def test_values_of_another_type_are_refused(key, value):
+    with pytest.raises(ConfigError, match=f"{key} cannot be .*; it takes "):
+        load_cfg(None, [key, value])
+
+
+@pytest.mark.parametrize("value", ["true", "[1, 2]"])
+def test_typed_values_of_another_type_are_refused(tmp_path, value):
+    for key in ("MAX_EPOCHS", "BASE_LR"):
+        with pytest.raises(ConfigError, match=f"SOLVER.{key} cannot be"):
+            load_text(tmp_path, f"SOLVER: {{{key}: {value}}}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.BASE_LR", "-1"),
+        ("SOLVER.BASE_LR", "nan"),
+        ("SOLVER.BASE_LR", "inf"),
+        ("SOLVER.MAX_EPOCHS", "0"),
+        ("SOLVER.EVAL_PERIOD", "0"),
+        ("SOLVER.CHECKPOINT_PERIOD", "0"),
+        ("SOLVER.LOG_PERIOD", "0"),
+        ("SOLVER.SEED", "-1"),
+        ("DATALOADER.NUM_INSTANCE", "0"),
+        ("DATALOADER.NUM_WORKERS", "-1"),
+        ("INPUT.PROB", "1.5"),
+        ("INPUT.SIZE_TEST", "[0, 16]"),
+        ("INPUT.SIZE_TRAIN", "[16, 16, 16]"),
+        ("INPUT.PIXEL_STD", "[1, 1, 0]"),
+        ("INPUT.PIXEL_MEAN", "[1, 1]"),
+        ("MODEL.STRIDE_SIZE", "[16]"),
+        ("MODEL.STRIDE_SIZE", "[-1, 1]"),
+        ("INPUT.SAR_LOW_PERCENT", "100"),
+        ("INPUT.SAR_DENOISE", "median"),
+        ("TEST.FUSION_TAU", "1.1"),
+        ("TEST.NECK_FEAT", "behind"),
+        ("SOLVER.OPTIMIZER_NAME", "sgd"),
+        ("SOLVER.AMP", "yes"),
+        ("MODEL.METRIC_LOSS_TYPE", "none"),
+        ("MODEL.NAME", "resnet50"),
+        ("MODEL.MODALITY_LOSS_WEIGHT", "nan"),
+        ("MODEL.ID_LOSS_WEIGHT", "-1"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(key, value):
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        load_cfg(None, [key, value])
+
+
+def test_a_batch_that_the_images_of_an_identity_do_not_divide():
+    call = ["SOLVER.IMS_PER_BATCH", "30", "DATALOADER.NUM_INSTANCE", "4", "DATALOADER.SAMPLER"]
+    with pytest.raises(ConfigError, match=r"SOLVER\.IMS_PER_BATCH 30 is not a multiple of DATALOADER\.NUM_INSTANCE 4"):
+        load_cfg(None, [*call, "softmax_triplet"])
+    assert load_cfg(None, [*call, "softmax"]).SOLVER.IMS_PER_BATCH == 30
+
+
+def test_a_key_without_value_is_refused():
+    with pytest.raises(ConfigError, match="KEY VALUE pairs"):
+        load_cfg(None, ["SOLVER.SEED", "1", "SOLVER.MARGIN"])
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "just words", "MODEL: {NAME: [", "MODEL:\n\tNAME: x", "\x00"])
+def test_files_without_settings_are_refused_by_name(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"some\.yml"):
+        load_text(tmp_path, text)
+
+
+def test_files_that_cannot_be_read_are_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"missing\.yml"):
+        load_cfg(tmp_path / "missing.yml")
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
+        load_cfg(tmp_path)
+    (tmp_path / "latin.yml").write_bytes(b"OUTPUT_DIR: caf\xe9")
+    with pytest.raises(ConfigError, match=r"latin\.yml is not valid YAML"):
+        load_cfg(tmp_path / "latin.yml")
+
+
+def test_a_section_whose_keys_are_all_commented_out_sets_nothing(tmp_path):
+    assert load_text(tmp_path, "MODEL:\n  # NAME: x\nSOLVER: {SEED: 2}").SOLVER.SEED == 2
+
+
+def test_keys_without_use_are_told_once(tmp_path, caplog):
+    load_text(tmp_path, RELEASED_RUN, ["MODEL.COS_LAYER", "True"])
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == 1
+    named = {"MODEL.COS_LAYER", "SOLVER.WARMUP_METHOD", "TEST.EVAL", "DATASETS.NAMES"}
+    assert all(f"{key} ({UNUSED[key]})" in told[0] for key in named)
+    assert not any(key in told[0] for key in UNUSED.keys() - named)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "is_told"),
+    [
+        ("MODEL: {MIE: true}", [], True),
+        ("MODEL: {MIE: true, MODALITY_LOSS_WEIGHT: 0}", [], False),
+        ("MODEL: {MIE: true}\nINPUT: {SAR_DENOISE: max}", [], False),
+        ("MODEL: {MIE: true}", ["INPUT.SAR_DENOISE", "max"], False),
+        ("MODEL: {MIE: true, PAIR: true}", [], False),
+        ("BBDM: {WIDTH: 32}", [], False),
+    ],
+)
+def test_a_file_that_runs_as_mos_unasked_is_told(tmp_path, caplog, text, overrides, is_told):
+    caplog.set_level(logging.INFO)
+    load_text(tmp_path, text, overrides)
+    assert ("it runs as MOS" in caplog.text) == is_told
+
+
+def test_every_key_has_a_reader_or_is_told_to_have_none():
+    packages = ("bbdm", "datasets", "loss", "model", "processor", "solver", "utils")
+    files = [path for name in packages for path in (ROOT / name).glob("*.py")] + list(ROOT.glob("*.py"))
+    read = set(re.findall(r"\bcfg\.([A-Z_]+(?:\.[A-Z0-9_]+)?)", "\n".join(path.read_text(encoding="utf-8") for path in files)))
+    checked = {key for key, choices in CHOICES.items() if len(choices) == 1}  # anything else is refused: nothing to choose
+    assert set(known_keys()) - read - checked == set(UNUSED)
+    assert not read - set(known_keys()) - {key.split(".")[0] for key in known_keys()}
+
+
+def test_tables_of_the_schema_name_keys():
+    assert {*FLAGS, *CHOICES, *UNUSED} <= set(known_keys())
+    assert all(get_value(default_cfg(), key) in CHOICES[key] for key in CHOICES)
