@@ -1,0 +1,107 @@
+"""Parameter groups, optimisers and the learning rate over epochs."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from model.build import build_model
+from solver.optimizer import build_center_optimizer, build_optimizer, group_parameters
+from solver.schedule import build_schedule, cosine_schedule
+from tests.commands import tiny_cfg
+
+
+def names_by_group(model: nn.Module, groups: list[dict]) -> dict[tuple[float, float], set[str]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {(group["lr"], group["weight_decay"]): {names[id(p)] for p in group["params"]} for group in groups}
+
+
+def test_parameters_are_grouped_by_rate_and_decay():
+    model = build_model(tiny_cfg(), 3)
+    groups = group_parameters(
+        model.named_parameters(), lr=1.0, weight_decay=0.1, bias_lr_factor=2, bias_weight_decay=0.3, classifier_lr_factor=5
+    )
+    found = names_by_group(model, groups)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    biases = {name for name in trained if "bias" in name}
+    assert found == {
+        (1.0, 0.1): trained - biases - {"classifier.weight"},
+        (2.0, 0.3): biases,
+        (5.0, 0.1): {"classifier.weight"},
+    }
+    assert "bottleneck.bias" not in biases  # frozen
+
+
+def test_equal_rates_and_decays_share_a_group():
+    model = build_model(tiny_cfg(), 3)
+    assert len(group_parameters(model.named_parameters(), lr=1.0, weight_decay=0.1)) == 1
+
+
+def test_a_bias_of_the_classifier_follows_the_classifier_where_that_has_a_rate_of_its_own():
+    layers = nn.ModuleDict({"classifier": nn.Linear(2, 2)})
+    rates = {"bias_lr_factor": 2.0, "weight_decay": 0.1}
+    plain = names_by_group(layers, group_parameters(layers.named_parameters(), lr=1.0, **rates))
+    assert plain[2.0, 0.1] == {"classifier.bias"}
+    large = group_parameters(layers.named_parameters(), lr=1.0, classifier_lr_factor=3.0, **rates)
+    assert names_by_group(layers, large) == {(3.0, 0.1): {"classifier.weight", "classifier.bias"}}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("SGD", torch.optim.SGD), ("Adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW)])
+def test_optimisers_of_a_configuration(name, kind):
+    cfg = tiny_cfg(
+        SOLVER__OPTIMIZER_NAME=name, SOLVER__BASE_LR=0.0005, SOLVER__BIAS_LR_FACTOR=2, SOLVER__WEIGHT_DECAY=1e-4,
+        SOLVER__WEIGHT_DECAY_BIAS=1e-4, SOLVER__LARGE_FC_LR=True,
+    )  # fmt: skip
+    optimizer = build_optimizer(cfg, build_model(cfg, 3))
+    assert type(optimizer) is kind
+    # As released: the classifier at twice the rate falls in one group with the biases at twice the rate.
+    assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {(0.0005, 1e-4), (0.001, 1e-4)}
+    assert all(group.get("momentum", 0.9) == 0.9 for group in optimizer.param_groups)
+
+
+def test_centres_move_at_their_own_rate_whatever_their_weight_in_the_loss():
+    centers = nn.Parameter(torch.zeros(1, 1))
+    cfg = tiny_cfg(SOLVER__CENTER_LR=0.5, SOLVER__CENTER_LOSS_WEIGHT=0.01)
+    (0.01 * centers).sum().backward()  # the slope of the centre term is 1; the total carries its weight
+    build_center_optimizer(cfg, centers).step()
+    assert centers.item() == pytest.approx(-0.5)
+
+
+def rates(*, epochs: int, **changes) -> list[tuple[float, float]]:
+    weights = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    optimizer = torch.optim.SGD([{"params": weights[:1], "lr": 1.0}, {"params": weights[1:], "lr": 2.0}], lr=1.0)
+    schedule = cosine_schedule(optimizer, base_lr=1.0, epochs=epochs, **changes)
+    found = []
+    for epoch in range(1, epochs + 1):
+        schedule.step(epoch)
+        found.append(tuple(group["lr"] for group in optimizer.param_groups))
+    return found
+
+
+def test_warm_up_is_linear_and_the_cosine_ends_at_an_absolute_floor():
+    found = rates(epochs=20, warmup_epochs=5, warmup_factor=0.01)
+    for epoch, (base, twice) in enumerate(found, start=1):
+        for rate, top in ((base, 1.0), (twice, 2.0)):
+            if epoch < 5:
+                expected = 0.01 + (top - 0.01) * epoch / 5
+            elif epoch < 20:
+                expected = 0.002 + (top - 0.002) * (1 + math.cos(math.pi * epoch / 20)) / 2
+            else:
+                expected = 0.002
+            assert rate == pytest.approx(expected), epoch
+
+
+def test_no_warm_up_starts_on_the_cosine():
+    assert rates(epochs=4, warmup_epochs=0)[0][0] == pytest.approx(0.002 + 0.998 * (1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_a_schedule_asked_for_an_epoch_gives_its_rate_whatever_came_before():
+    """Resuming sets the epoch and nothing else."""
+    cfg = tiny_cfg(SOLVER__MAX_EPOCHS=10, SOLVER__WARMUP_EPOCHS=3)
+    optimizers = [torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR) for _ in range(2)]
+    straight, resumed = (build_schedule(cfg, optimizer) for optimizer in optimizers)
+    for epoch in range(1, 8):
+        straight.step(epoch)
+    resumed.step(7)
+    assert optimizers[0].param_groups[0]["lr"] == optimizers[1].param_groups[0]["lr"] != cfg.SOLVER.BASE_LR
