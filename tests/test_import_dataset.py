@@ -1,0 +1,378 @@
+"""Importing chips by a table: what is read, how ships are split, what is written and what is refused."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from configs import ConfigError
+from datasets.checks import check_dataset
+from datasets.hoss import read_hoss
+from datasets.importing import ListedImage, read_table, read_task
+from datasets.modality import find_modality, modality_of_name
+from datasets.records import Modality
+from datasets.splitting import number_ships, split_images
+from tests.chip_files import optical_pixels, sar_values, write_chip
+from tools import import_dataset as command
+from utils.errors import DataError
+
+SHIPS = 12
+
+
+@pytest.fixture
+def chips(tmp_path) -> Path:
+    """A folder of chips of 12 ships, two optical and two SAR views each, and two distractors."""
+    folder = tmp_path / "chips"
+    for ship in range(1, SHIPS + 1):
+        for view in range(2):
+            for kind in ("RGB", "SAR"):
+                write_chip(folder / kind.lower() / f"s{ship}_{view}_{kind}.tif", seed=ship * 10 + view)
+    for kind in ("RGB", "SAR"):
+        write_chip(folder / kind.lower() / f"x_0_{kind}.tif", seed=7000)
+    return folder
+
+
+def rows_of(chips: Path) -> list[list[str]]:
+    paths = sorted(path.relative_to(chips) for path in chips.rglob("*.tif"))
+    ships = [path.name.split("_")[0].strip("s") for path in paths]
+    return [[path.as_posix(), "" if ship == "x" else ship] for path, ship in zip(paths, ships)]
+
+
+def write_csv(path: Path, rows, header=("path", "ship_id"), separator=",", encoding="utf-8") -> Path:
+    lines = [separator.join(cells) for cells in [header, *rows]]
+    path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    return path
+
+
+@pytest.fixture
+def table(tmp_path, chips) -> Path:
+    return write_csv(tmp_path / "ships.csv", rows_of(chips))
+
+
+def run(*arguments) -> None:
+    command.main([str(argument) for argument in arguments])
+
+
+# Modality
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("0001_s01c1_RGB.tif", Modality.OPTICAL),
+        ("ship-7.sar.png", Modality.SAR),
+        ("optical 12.jpg", Modality.OPTICAL),
+        ("OPT_4.tif", Modality.OPTICAL),
+        ("sargasso.png", None),
+        ("RGB_like_SAR.png", None),
+        ("12.tif", None),
+    ],
+)
+def test_modality_by_name(name, modality):
+    assert modality_of_name(name) is modality
+
+
+def test_modality_by_pixels(tmp_path):
+    Image.fromarray(optical_pixels()).save(tmp_path / "a.png")
+    Image.fromarray(sar_values()).save(tmp_path / "b.tif")
+    Image.fromarray(optical_pixels()[..., 0]).save(tmp_path / "c.png")
+    assert find_modality(tmp_path / "a.png") is Modality.OPTICAL
+    assert find_modality(tmp_path / "b.tif") is Modality.SAR
+    with pytest.raises(DataError, match=r"c\.png is grey and its name says neither"):
+        find_modality(tmp_path / "c.png")
+
+
+# Tables
+
+
+def test_separators_encodings_and_order_of_columns_do_not_matter(tmp_path, chips, table):
+    expected = read_table(table, chips)
+    rows = [[ship, path, "SAR" if "SAR" in path else "Optical"] for path, ship in rows_of(chips)]
+    for separator, encoding in ((";", "utf-8-sig"), ("\t", "utf-8"), (",", "utf-8-sig")):
+        other = write_csv(tmp_path / "b.csv", rows, ("Ship_ID", "path", " modality"), separator, encoding)
+        assert read_table(other, chips) == expected
+    assert len(expected) == 4 * SHIPS + 2
+    assert sum(image.modality is Modality.SAR for image in expected) == 2 * SHIPS + 1
+    assert sum(image.ship == "" for image in expected) == 2
+
+
+@pytest.mark.parametrize(
+    "written", [r"rgb\s1_0_RGB.tif", "rgb/s1_0_RGB.tif", r".\rgb\s1_0_RGB.tif", "rgb/s1_0_RGB", r"rgb\s1_0_RGB"]
+)
+@pytest.mark.parametrize("column", ["path", "image_id"])
+def test_paths_of_windows_and_ids_without_suffix(tmp_path, chips, written, column):
+    (image,) = read_table(write_csv(tmp_path / "t.csv", [[written, "7"]], (column, "ship_id")), chips)
+    assert image.path == (chips / "rgb" / "s1_0_RGB.tif").absolute()
+    assert (image.image_id, image.ship, image.modality) == (written, "7", Modality.OPTICAL)
+
+
+def test_absolute_paths_and_quoted_cells(tmp_path, chips):
+    path = write_chip(tmp_path / "far, away" / "1.tif", seed=1)
+    (image,) = read_table(
+        write_csv(tmp_path / "t.csv", [[f'"{path}"', '"Ever ""G"""', "SAR"]], ("path", "ship_id", "modality")), chips
+    )
+    assert (image.path, image.ship) == (path, 'Ever "G"')
+
+
+@pytest.mark.parametrize("word", ["", "-1", "NaN", "None"])
+def test_unknown_ships_are_distractors(tmp_path, chips, word):
+    (image,) = read_table(write_csv(tmp_path / "t.csv", [["rgb/s1_0_RGB.tif", word]]), chips)
+    assert image.ship == "" and number_ships([image])[image.ship] == -1
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        ([["rgb/nowhere_RGB.tif", "1"]], ("path", "ship_id"), r"line 2: there is no image rgb/nowhere_RGB\.tif .*--images"),
+        ([[r"C:\chips\a_RGB.tif", "1"]], ("path", "ship_id"), r"line 2: there is no image C:\\chips\\a_RGB\.tif"),
+        ([["", "1"]], ("path", "ship_id"), "line 2: neither image_id nor path"),
+        ([["rgb/s1_0_RGB.tif", "1", "infrared"]], ("path", "ship_id", "modality"), "line 2: modality 'infrared' is unknown"),
+        ([["rgb/s1_0_RGB.tif"]], ("path",), "columns image_id or path, ship_id"),
+        ([["1"]], ("ship_id",), "columns image_id or path, ship_id"),
+        ([], ("path", "ship_id"), "lists no image"),
+        ([["rgb/s1_0_RGB.tif", "1"], [], ["rgb/s1_0_RGB.tif", "2"]], ("path", "ship_id"), "several times"),
+        ([["a", "rgb/s1_0_RGB.tif", "1"], ["b", r"rgb\s1_0_RGB.tif", "1"]], ("image_id", "path", "ship_id"), "one file sev"),
+        ([["rgb/s1_0_RGB.tif", "1"], [], ["notes.txt", "2"]], ("path", "ship_id"), r"line 4: .*notes\.txt has none of"),
+    ],
+)
+def test_faults_of_a_table_are_named(tmp_path, chips, rows, header, message):
+    (chips / "notes.txt").touch()
+    with pytest.raises(DataError, match=message) as caught:
+        read_table(write_csv(tmp_path / "t.csv", rows, header), chips)
+    assert "t.csv" in str(caught.value)
+
+
+def test_other_encodings_and_missing_tables_are_named(tmp_path):
+    (tmp_path / "t.csv").write_bytes("path,ship_id\n船.tif,1\n".encode("gbk"))
+    with pytest.raises(DataError, match=r"t\.csv is not in UTF-8"):
+        read_table(tmp_path / "t.csv", tmp_path)
+    with pytest.raises(DataError, match=r"cannot read .*u\.csv"):
+        read_table(tmp_path / "u.csv", tmp_path)
+
+
+# Splits
+
+
+def listed(ship: str, view: int, modality: Modality) -> ListedImage:
+    name = f"{ship or 'x'}-{view}-{modality.name}"
+    return ListedImage(name, Path("/chips") / f"{name}.tif", ship, modality)
+
+
+counts = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=12, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts, st.integers(0, 5), st.integers(0, 99), st.sampled_from([0.0, 0.2, 0.3]))
+def test_parts_are_disjoint_by_ship_and_every_query_has_a_match(counts, strangers, seed, validation):
+    images = [
+        listed(str(number), view, modality)
+        for number, pair in enumerate(counts)
+        for modality in Modality
+        for view in range(pair[modality])
+    ]
+    images += [listed("", number, Modality(number % 2)) for number in range(strangers)]
+    try:
+        parts = split_images(images, validation=validation, test=0.3, seed=seed)
+    except DataError as error:
+        assert "few" in str(error) or "no ship is left" in str(error)
+        return
+    everything = [image for group in vars(parts).values() for image in group]
+    assert sorted(everything, key=str) == sorted(images, key=str)
+    ships = [
+        {image.ship for group in groups for image in group} - {""}
+        for groups in ((parts.train,), (parts.validation_query, parts.validation_gallery), (parts.query, parts.gallery))
+    ]
+    assert sum(map(len, ships)) == len(set().union(*ships))
+    assert bool(parts.validation_query) == bool(validation)
+    assert all(image.ship for image in (*parts.train, *parts.query, *parts.validation_query))
+    for query, gallery in ((parts.query, parts.gallery), (parts.validation_query, parts.validation_gallery)):
+        assert {image.ship for image in query} <= {image.ship for image in gallery}
+    shuffled = [images[i] for i in np.random.default_rng(seed).permutation(len(images))]
+    again = split_images(shuffled, validation=validation, test=0.3, seed=seed)
+    assert again == parts
+
+
+def test_another_seed_draws_other_ships(chips, table):
+    images = read_table(table, chips)
+    drawn = {
+        tuple(sorted({i.ship for i in split_images(images, validation=0, test=0.3, seed=seed).query})) for seed in range(6)
+    }
+    assert len(drawn) > 1
+    assert {len(ships) for ships in drawn} == {round(0.3 * SHIPS)}
+
+
+def test_both_directions_have_queries_where_each_sensor_saw_a_ship_twice(chips, table):
+    parts = split_images(read_table(table, chips), validation=0.25, test=0.25, seed=0)
+    for query, gallery in ((parts.query, parts.gallery), (parts.validation_query, parts.validation_gallery)):
+        for modality in Modality:
+            own = {image.ship for image in query if image.modality is modality}
+            assert own == {image.ship for image in gallery if image.ship and image.modality is not modality}
+            assert len(own) == 3
+
+
+def test_too_few_ships_are_said():
+    images = [listed(str(number), view, Modality.SAR) for number in range(3) for view in range(2)]
+    with pytest.raises(DataError, match=r"3 ships are too few for a test share of 0\.1"):
+        split_images(images, validation=0, test=0.1, seed=0)
+    with pytest.raises(DataError, match="no ship is left for training"):
+        split_images(images, validation=0, test=0.99, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("ships", "pids"),
+    [
+        (["12", "0007", ""], {"12": 12, "0007": 7, "": -1}),
+        (["12.0", "7.0"], {"12.0": 12, "7.0": 7, "": -1}),
+        (["B", "A", "7"], {"7": 1, "A": 2, "B": 3, "": -1}),
+        (["-2", "5"], {"-2": 1, "5": 2, "": -1}),
+        (["٣"], {"٣": 1, "": -1}),
+    ],
+)
+def test_numbers_of_ships(ships, pids):
+    assert number_ships([listed(ship, 0, Modality.SAR) for ship in ships]) == pids
+
+
+# Tasks
+
+
+def write_task(path: Path, content) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_forms_of_a_task(tmp_path, chips, table):
+    images = read_table(table, chips)
+    names = {"query": ["rgb/s1_0_RGB.tif"], "candidates": ["sar/s1_0_SAR.tif", "s2_0_SAR.tif"]}
+    query, gallery = read_task(write_task(tmp_path / "task.json", names), images)
+    assert [image.path.name for image in query] == ["s1_0_RGB.tif"]
+    assert [image.path.name for image in gallery] == ["s1_0_SAR.tif", "s2_0_SAR.tif"]
+    others = [
+        {"queries": names["query"], "gallery": names["candidates"]},
+        [{"query": names["query"][0], "candidates": [name]} for name in names["candidates"]],
+    ]
+    for other in others:
+        assert read_task(write_task(tmp_path / "task.json", other), images) == (query, gallery)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"query": ["s1_0_RGB.tif"]}, "needs 'candidates'"),
+        ({"query": ["s1_0_RGB.tif"], "candidates": []}, "no image under 'candidates'"),
+        ({"query": [1], "candidates": ["s1_0_SAR.tif"]}, "needs 'query'"),
+        ([["s1_0_RGB.tif"]], "needs 'query'"),
+        ({"query": ["s1_0_RGB.tif"], "candidates": ["nowhere.tif"]}, r"does not list, such as nowhere\.tif"),
+        ({"query": ["s1_0_RGB.tif"], "candidates": ["s1_0_RGB.tif", "s1_0_SAR.tif"]}, "both as query and as candidate"),
+        ({"query": ["x_0_RGB.tif"], "candidates": ["s1_0_SAR.tif"]}, r"ship of the query .* is not known; .*tools\.rank"),
+    ],
+)
+def test_faults_of_a_task_are_named(tmp_path, chips, table, content, message):
+    with pytest.raises(DataError, match=rf"task\.json.*{message}"):
+        read_task(write_task(tmp_path / "task.json", content), read_table(table, chips))
+
+
+def test_a_task_that_is_no_json(tmp_path):
+    (tmp_path / "task.json").write_text("{")
+    with pytest.raises(DataError, match=r"task\.json is no JSON"):
+        read_task(tmp_path / "task.json", [])
+
+
+# The command
+
+
+@pytest.mark.parametrize("way", ["copy", "hardlink", "symlink"])
+def test_the_written_data_set_is_whole(tmp_path, chips, table, way, capsys):
+    if way == "symlink" and sys.platform == "win32":
+        pytest.skip("links need a privilege there")
+    output = tmp_path / "new" / "data"
+    output.parent.mkdir()
+    run("--csv", table, "--images", chips, "--output", output, "--validation", 0.25, "--test", 0.25, "--files", way)
+    assert not list(output.parent.glob(".data*"))
+    for root in (output, output / "validation"):
+        report = check_dataset(root)
+        assert report.count("error") == 0 and not [f for f in report.findings if f.kind == "no match"]
+        assert report.splits["train"].ships == 6 and report.splits["query"].ships == 3
+    main, validation = read_hoss(output), read_hoss(output / "validation")
+    assert [record.path.name for record in main.train] == [record.path.name for record in validation.train]
+    assert {r.pid for r in main.images} & {r.pid for r in validation.images} <= {-1}
+    with (output / "images.csv").open(encoding="utf-8", newline="") as file:
+        origins = list(csv.DictReader(file))
+    assert len({row["source"] for row in origins}) == 4 * SHIPS + 2
+    for row in origins:
+        assert (output / row["file"]).read_bytes() == Path(row["source"]).read_bytes()
+        assert row["ship_id"] == (row["pid"] if row["pid"] != "-1" else "")
+        assert row["source"].endswith("SAR.tif") == (row["modality"] == "sar") == row["file"].endswith("_SAR.tif")
+    sample = output / origins[0]["file"]
+    assert sample.is_symlink() == (way == "symlink")
+    assert (sample.stat().st_nlink > 1) == (way == "hardlink")
+    assert "check_dataset" in capsys.readouterr().out
+
+
+def test_a_task_decides_the_test_and_keeps_its_ships_out_of_training(tmp_path, chips, table):
+    content = {
+        "query": ["s1_0_RGB.tif", "s2_0_SAR.tif"],
+        "candidates": ["s1_0_SAR.tif", "s2_0_RGB.tif", "s3_0_RGB.tif", "x_0_RGB.tif"],
+    }
+    run("--csv", table, "--images", chips, "--output", tmp_path / "d", "--task", write_task(tmp_path / "task.json", content))
+    data = read_hoss(tmp_path / "d")
+    assert sorted(data.labels) == list(range(4, SHIPS + 1))
+    assert [(r.pid, r.split) for r in data.images] == [
+        (1, "query"),
+        (2, "query"),
+        (-1, "gallery"),
+        (1, "gallery"),
+        (2, "gallery"),
+        (3, "gallery"),
+    ]
+
+
+def test_names_of_hoss_are_kept_and_no_two_files_share_one(tmp_path, chips):
+    folder = tmp_path / "mixed"
+    rows = []
+    for place in "ab":
+        for ship in (1, 2, 3, 4):
+            for view in (0, 1):
+                rows.append(
+                    [
+                        write_chip(folder / place / f"{ship:04d}_c{view}_RGB.tif", seed=ship).relative_to(folder).as_posix(),
+                        str(ship),
+                    ]
+                )
+    run("--csv", write_csv(tmp_path / "t.csv", rows), "--images", folder, "--output", tmp_path / "d")
+    names = [path.name for path in (tmp_path / "d").rglob("*.tif")]
+    assert len(set(names)) == len(names) == 16
+    assert {"0001_c0_RGB.tif", "0001_c0_2_RGB.tif"} <= set(names)
+
+
+def test_nothing_is_written_over_or_left_half_done(tmp_path, chips, table, monkeypatch):
+    output = tmp_path / "data"
+    output.mkdir()
+    (output / "mine.txt").write_text("keep")
+    with pytest.raises(ConfigError, match="not an empty folder") as caught:
+        run("--csv", table, "--images", chips, "--output", output)
+    assert caught.value.exit_status == 2 and (output / "mine.txt").read_text() == "keep"
+
+    def fail(source, target):
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setitem(command.WAYS, "copy", fail)
+    monkeypatch.setitem(command.WAYS, "hardlink", fail)
+    with pytest.raises(OSError, match="No space left"):
+        run("--csv", table, "--images", chips, "--output", tmp_path / "other")
+    with pytest.raises(DataError, match="take --files copy"):
+        run("--csv", table, "--images", chips, "--output", tmp_path / "other", "--files", "hardlink")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chips", "data", "ships.csv"]
+
+
+@pytest.mark.parametrize(
+    "shares", [("--test", 0), ("--test", 1), ("--validation", -0.1), ("--validation", 0.7), ("--seed", -1)]
+)
+def test_wrong_calls(tmp_path, table, shares):
+    with pytest.raises(ConfigError, match=r"--validation|--seed"):
+        run("--csv", table, "--output", tmp_path / "d", *shares)
