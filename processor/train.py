@@ -98,7 +98,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             self.epoch, self.best = int(state["epoch"]), dict(state["best"])
             random = state["random"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
                 f"SOLVER.RESUME does not fit this run: {reason}; resume with the config of the run that wrote it"
