@@ -19,6 +19,7 @@ CHOICES = {
     "MODEL.MODALITY_LOSS_TYPE": ("classwise", "global"),
     "MODEL.NAME": ("transformer",),
     "MODEL.NECK": ("bnneck", "no"),
+    "MODEL.POSITION_INIT": ("normal", "sincos"),
     "MODEL.PRETRAIN_CHOICE": ("imagenet", "clip", "finetune", "self", "none"),
     "BBDM.LOSS": ("l1", "l2"),
     "BBDM.OBJECTIVE": ("grad", "noise", "ysubx"),
@@ -71,6 +72,7 @@ def _model() -> CfgNode:
     node.STRIDE_SIZE = [16, 16]  # below the patch size 16: overlapping patches
     node.PRETRAIN_CHOICE = "imagenet"  # what to take of PRETRAIN_PATH; 'none' (or False): nothing
     node.PRETRAIN_PATH = ""  # a checkpoint to start training from; testing does not read it
+    node.POSITION_INIT = "normal"  # 'sincos' learns sooner from scratch; loaded weights replace either
     node.DROP_PATH = 0.1  # stochastic depth of the last block; it rises linearly from 0
     node.DROP_OUT = 0.0  # after projections and position embedding
     node.ATT_DROP_RATE = 0.0  # of attention weights

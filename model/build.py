@@ -42,6 +42,7 @@ def build_model(cfg, num_identities: int = 0) -> ReIDModel:
         drop_rate=cfg.MODEL.DROP_OUT,
         attn_drop_rate=cfg.MODEL.ATT_DROP_RATE,
         drop_path_rate=cfg.MODEL.DROP_PATH,
+        position_init=cfg.MODEL.POSITION_INIT,
     )
     classifier = build_classifier(cfg, base.num_features, num_identities) if num_identities else None
     model = ReIDModel(base, classifier, neck=cfg.MODEL.NECK == "bnneck")
