@@ -1,0 +1,220 @@
+"""Rank pictures without labels: for each query, the gallery pictures that most likely show the same ship.
+
+Writes ranking.csv with distances, prediction.json ({query file name: [gallery file names, nearest first]}) and, if asked, a
+sheet of pictures for each query.
+"""
+
+import argparse
+import csv
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional
+
+from configs import ConfigError, load_cfg
+from datasets.chips import read_chip
+from datasets.loaders import build_test_loader
+from datasets.modality import find_modality, list_images
+from datasets.records import DISTRACTOR, Modality, Record
+from datasets.sar import SarRendering, build_sar_rendering
+from model.build import build_model
+from model.pretrained import load_weights
+from processor.evaluate import Ranking, build_ranking
+from processor.features import extract_features
+from utils.cli import run
+from utils.device import Precision, build_device
+from utils.files import replacing, write_json, write_text
+from utils.log import progress, setup_logging
+from utils.reranking import rerank_blocks
+from utils.retrieval import squared_distances
+
+logger = logging.getLogger(__name__)
+
+MODALITIES = {"optical": Modality.OPTICAL, "sar": Modality.SAR}
+BLOCK_QUERIES = 256
+CELL = (96, 224)
+"""Width and height of a picture on a sheet, in pixels."""
+
+CAPTION = 28
+"""Height of the caption of a picture on a sheet, in pixels."""
+
+
+@dataclass(frozen=True)
+class RankedList:
+    """What a query found.
+
+    Attributes:
+        query: the query.
+        found: gallery pictures, nearest first.
+        distances: of each of them; squared Euclidean, or re-ranked where TEST.RE_RANKING asks for it.
+    """
+
+    query: Record
+    found: tuple[Record, ...]
+    distances: tuple[float, ...]
+
+
+def find_records(path: Path, split: str, modality: str) -> list[Record]:
+    """Records of the pictures in a folder (or of a single one), their modality from `modality` or by `find_modality`.
+
+    Args:
+        path: folder or file.
+        split: 'query' or 'gallery'.
+        modality: 'auto', 'optical' or 'sar'.
+
+    Raises:
+        DataError: no picture there, or one whose modality is open.
+    """
+    return [
+        Record(image, DISTRACTOR, MODALITIES[modality] if modality in MODALITIES else find_modality(image), split)
+        for image in list_images(path)
+    ]
+
+
+def rank_records(
+    query: Sequence[Record], gallery: Sequence[Record], features: Tensor, ranking: Ranking, *, top_k: int
+) -> list[RankedList]:
+    """Rank the gallery for each query; of two pictures at one distance the one that comes first in the gallery ranks first.
+
+    Args:
+        query: (Q,) pictures.
+        gallery: (G,) pictures.
+        features: (Q + G, D) of the queries and then the gallery, not normalised.
+        ranking: how; `same_modality` False leaves out what the query's own sensor took.
+        top_k: length of a list at most; 0 for all.
+    """
+    features = functional.normalize(features) if ranking.normalise else features
+    query_features, gallery_features = features[: len(query)], features[len(query) :]
+    modalities = torch.tensor([record.modality for record in gallery])
+    lists = []
+    for distances in _distance_blocks(query_features, gallery_features, ranking):
+        nearest = distances.sort(dim=1, stable=True)
+        for values, order in zip(nearest.values, nearest.indices):
+            asking = query[len(lists)]
+            if not ranking.same_modality:
+                kept = modalities[order] != asking.modality
+                values, order = values[kept], order[kept]
+            places = order[: top_k or None].tolist()
+            lists.append(RankedList(asking, tuple(gallery[i] for i in places), tuple(values[: len(places)].tolist())))
+    return lists
+
+
+def _distance_blocks(query: Tensor, gallery: Tensor, ranking: Ranking) -> Iterator[Tensor]:
+    """Distances in blocks of rows (B, G), on the CPU."""
+    if ranking.reranking is not None:
+        options = ranking.reranking
+        yield from rerank_blocks(query, gallery, k1=options.k1, k2=options.k2, lambda_value=options.lambda_value)
+        return
+    gallery = gallery.to(ranking.device)
+    for block in query.split(BLOCK_QUERIES):
+        yield squared_distances(block.to(ranking.device), gallery).cpu()
+
+
+def format_csv(lists: Sequence[RankedList]) -> str:
+    """The lists as a CSV, one line for each query and rank."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["query", "rank", "gallery", "distance", "query_modality", "gallery_modality"])
+    for ranked in lists:
+        for rank, (record, distance) in enumerate(zip(ranked.found, ranked.distances), start=1):
+            kinds = [ranked.query.modality.name.lower(), record.modality.name.lower()]
+            writer.writerow([ranked.query.path.name, rank, record.path.name, f"{distance:.6g}", *kinds])
+    return stream.getvalue()
+
+
+def prediction(lists: Sequence[RankedList]) -> dict[str, list[str]]:
+    """The lists as in prediction.json: query file name -> gallery file names, nearest first."""
+    return {ranked.query.path.name: [record.path.name for record in ranked.found] for ranked in lists}
+
+
+def draw_sheet(ranked: RankedList, render_sar: SarRendering) -> Image.Image:
+    """The query and what it found, side by side, each as the network sees it before resizing, with name and distance."""
+    width, height = CELL
+    sheet = Image.new("RGB", ((width + 8) * (1 + len(ranked.found)) + 16, height + CAPTION + 16), "white")
+    draw = ImageDraw.Draw(sheet)
+    captions = ["query", *(f"{rank}: {distance:.3f}" for rank, distance in enumerate(ranked.distances, start=1))]
+    for column, (record, caption) in enumerate(zip((ranked.query, *ranked.found), captions)):
+        left = 8 + column * (width + 8) + (8 if column else 0)
+        picture = Image.fromarray(read_chip(record, render_sar))
+        scale = min(width / picture.width, height / picture.height)
+        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+        sheet.paste(picture, (left + (width - picture.width) // 2, 8 + (height - picture.height) // 2))
+        name = record.path.stem if len(record.path.stem) <= 16 else f"{record.path.stem[:7]}..{record.path.stem[-7:]}"
+        # The built-in font has Latin letters only.
+        draw.text((left, height + 10), f"{caption}\n{name.encode('ascii', 'replace').decode()}", fill="black", font_size=10)
+    return sheet
+
+
+def write_sheets(folder: Path, lists: Sequence[RankedList], render_sar: SarRendering) -> None:
+    """Write `<folder>/<query file name>.png` for each query."""
+    with progress(len(lists), "drawing sheets", unit="sheet") as bar:
+        for ranked in lists:
+            with replacing(folder / f"{ranked.query.path.name}.png") as temporary:
+                draw_sheet(ranked, render_sar).save(temporary)
+            bar.update()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.rank",
+        description="Rank pictures without labels: for each query, the gallery pictures that most likely show the same ship.",
+        epilog="example:\n  python -m tools.rank --config_file configs/hoss_transoss.yml --weights best_model_mAP.pth \\\n"
+        "      --query chips/today --gallery chips/last_week --top-k 10 --output logs/ranking --sheets",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    modality = {"choices": ("auto", *MODALITIES), "default": "auto"}
+    parser.add_argument("--config_file", metavar="FILE", help="the .yml that the weights were trained with")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint")
+    parser.add_argument(
+        "--query", type=Path, required=True, metavar="DIR", help="folder of pictures to look for, or one picture"
+    )
+    parser.add_argument("--gallery", type=Path, required=True, metavar="DIR", help="folder of pictures to look among")
+    parser.add_argument("--query-modality", **modality, help="what took the queries (auto: from the name, else the pixels)")
+    parser.add_argument("--gallery-modality", **modality, help="what took the gallery (auto)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="length of each list; 0 for the whole gallery (0)")
+    parser.add_argument("--output", type=Path, default=Path("ranking"), metavar="DIR", help="folder of the results (ranking)")
+    parser.add_argument("--sheets", action="store_true", help="draw the best 10 of each list as sheets/<query>.png")
+    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="settings that override the file's")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse `arguments`, rank and write."""
+    setup_logging()
+    args = build_parser().parse_intermixed_args(arguments)
+    if args.top_k < 0:
+        raise ConfigError(f"--top-k is {args.top_k}; take a length, or 0 for the whole gallery")
+    cfg = load_cfg(args.config_file, args.overrides)
+    query = find_records(args.query, "query", args.query_modality)
+    gallery = find_records(args.gallery, "gallery", args.gallery_modality)
+    device = build_device(cfg)
+    model = build_model(cfg)
+    load_weights(args.weights, model)
+    features = extract_features(
+        model.to(device),
+        build_test_loader(cfg, [*query, *gallery], device_type=device.type),
+        count=len(query) + len(gallery),
+        device=device,
+        precision=Precision(device.type),  # float32: small distances decide
+        neck=cfg.TEST.NECK_FEAT,
+        description="features",
+    )
+    lists = rank_records(query, gallery, features, build_ranking(cfg, device), top_k=args.top_k)
+    write_text(args.output / "ranking.csv", format_csv(lists))
+    write_json(args.output / "prediction.json", prediction(lists))
+    if args.sheets:
+        rendering = build_sar_rendering(cfg.INPUT.SAR_DENOISE, low=cfg.INPUT.SAR_LOW_PERCENT, high=cfg.INPUT.SAR_HIGH_PERCENT)
+        best = [RankedList(ranked.query, ranked.found[:10], ranked.distances[:10]) for ranked in lists]
+        write_sheets(args.output / "sheets", best, rendering)
+    print(f"{len(query)} queries ranked against {len(gallery)} gallery pictures: {args.output}")
+
+
+if __name__ == "__main__":
+    run(main)
