@@ -40,7 +40,7 @@ def split_images(
 
     Ships that both sensors saw and ships that one sensor saw are drawn apart, so that every part has its share of either. A
     ship of one image has nothing to be found by and is for training. Of a ship that is not for training, one image of each
-    sensor that saw it twice is a query; where each sensor saw it once, one of the two images is.
+    sensor is a query; where a sensor saw it once only, an image of one of the two sensors is, of either in turn.
 
     Args:
         images: the table.
@@ -104,12 +104,16 @@ def _draw_ships(
 def _queries_and_gallery(
     ships: dict[str, list[ListedImage]], chosen: set[str], generator: np.random.Generator
 ) -> tuple[list[ListedImage], list[ListedImage]]:
-    """Take the queries out of the images of the chosen ships."""
+    """Take the queries out of the images of the chosen ships, so that each query leaves a match of every other sensor."""
     queries, gallery = [], []
+    turn = int(generator.integers(2))
     for ship in sorted(chosen):
         by_sensor = [[view for view in ships[ship] if view.modality is modality] for modality in Modality]
-        own = [views[generator.integers(len(views))] for views in by_sensor if len(views) > 1]
-        own = own or [ships[ship][generator.integers(len(ships[ship]))]]
+        asking = [views for views in by_sensor if views]
+        if len(asking) == 2 and min(map(len, asking)) == 1:
+            asking = [asking[turn]]
+            turn = 1 - turn
+        own = [views[generator.integers(len(views))] for views in asking]
         queries += own
         gallery += [view for view in ships[ship] if view not in own]
     return queries, gallery

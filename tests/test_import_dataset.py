@@ -216,6 +216,18 @@ def test_both_directions_have_queries_where_each_sensor_saw_a_ship_twice(chips, 
             assert len(own) == 3
 
 
+@pytest.mark.parametrize("counts", [(2, 1), (1, 3), (1, 1), (2, 2)])
+def test_every_query_has_a_match_by_the_other_sensor(counts):
+    images = [
+        listed(str(ship), view, modality) for ship in range(20) for modality in Modality for view in range(counts[modality])
+    ]
+    parts = split_images(images, validation=0.1, test=0.3, seed=3)
+    for query, gallery in ((parts.query, parts.gallery), (parts.validation_query, parts.validation_gallery)):
+        assert {image.modality for image in query} == set(Modality)
+        for image in query:
+            assert any(other.ship == image.ship and other.modality is not image.modality for other in gallery)
+
+
 def test_too_few_ships_are_said():
     images = [listed(str(number), view, Modality.SAR) for number in range(3) for view in range(2)]
     with pytest.raises(DataError, match=r"3 ships are too few for a test share of 0\.1"):
