@@ -1,0 +1,244 @@
+"""test.py: what results.json holds, that images go through the network once, and how wrong calls end."""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import test as command
+from model.build import build_model
+from tests.chip_files import write_hoss
+from tests.commands import Ended, call, settings, tiny_cfg
+from utils.checkpoint import load, save
+
+FIGURES = {"mAP", "R1", "R5", "R10", "queries", "queries_counted", "gallery"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_hoss(tmp_path_factory.mktemp("data"), train_ships=1, test_ships=3, views=2, subset=True)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A network for five ships, not trained."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "transformer_1.pth"
+    save(path, build_model(tiny_cfg(), 5).state_dict())
+    return path
+
+
+def run_test(data: Path, weights: object, output: Path, **changes) -> Ended:
+    values = {"DATASETS__ROOT_DIR": data, "OUTPUT_DIR": output, "TEST__WEIGHT": weights}
+    return call(command.main, *settings(**values | changes))
+
+
+def results_of(output: Path) -> dict:
+    return json.loads((output / "results.json").read_text())
+
+
+def figures_of(output: Path) -> dict[str, dict]:
+    return {name: scores["plain"] for name, scores in results_of(output)["protocols"].items()}
+
+
+@pytest.fixture(scope="module")
+def done(data, weights, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run")
+    ended = run_test(data, weights, output)
+    assert ended.status == 0, ended.err
+    return output, ended
+
+
+def test_results_follow_the_interface(done, weights):
+    results = results_of(done[0])
+    assert results["weights"] == {"path": str(weights), "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    assert (results["tau"], results["samples_per_image"]) == (0.02, 0)
+    assert list(results["protocols"]) == ["ALL", "O2S", "S2O"]
+    for scores in results["protocols"].values():
+        assert scores["fused"] is None
+        assert scores["plain"].keys() >= FIGURES
+        assert all(0 <= scores["plain"][rate] <= 1 for rate in ("mAP", "R1", "R5", "R10"))
+    counts = {
+        name: (plain["queries"], plain["queries_counted"], plain["gallery"]) for name, plain in figures_of(done[0]).items()
+    }
+    assert counts == {"ALL": (6, 6, 14), "O2S": (3, 3, 7), "S2O": (3, 3, 7)}
+
+
+def test_the_table_is_printed_and_the_log_kept(done):
+    output, ended = done
+    assert {path.name for path in output.iterdir()} == {"results.json", "test_log.txt"}
+    lines = [line.split() for line in ended.out.splitlines()]
+    assert [line[0] for line in lines if line[1:2] == ["plain"]] == ["ALL", "O2S", "S2O"]
+    assert f"{100 * figures_of(output)['S2O']['mAP']:.1f}" in next(line for line in lines if line[0] == "S2O")
+
+
+def test_the_same_call_gives_the_same_results_whatever_the_batches(data, weights, done, tmp_path):
+    assert run_test(data, weights, tmp_path, TEST__IMS_PER_BATCH=3).status == 0
+    assert figures_of(tmp_path) == figures_of(done[0])
+
+
+def test_protocols_are_the_same_without_subset_folders(data, weights, done, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "HOSS" / "subset")
+    assert run_test(tmp_path / "data", weights, tmp_path / "run").status == 0
+    assert figures_of(tmp_path / "run") == figures_of(done[0])
+
+
+def test_every_image_goes_through_the_network_once(data, weights, tmp_path, monkeypatch):
+    seen = []
+    build = command.build_model
+
+    def counted(cfg):
+        model = build(cfg)
+        model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+        return model
+
+    monkeypatch.setattr(command, "build_model", counted)
+    assert run_test(data, weights, tmp_path).status == 0
+    assert sum(seen) == 20
+
+
+def test_training_chips_are_not_needed(data, weights, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "HOSS" / "bounding_box_train")
+    assert run_test(tmp_path / "data", weights, tmp_path / "run").status == 0
+
+
+def test_options_change_the_ranking(data, weights, done, tmp_path):
+    plain = figures_of(done[0])["ALL"]
+    for number, changes in enumerate([{"TEST__RE_RANKING": True}, {"TEST__SAME_MODALITY_GALLERY": False}]):
+        output = tmp_path / str(number)
+        ended = run_test(data, weights, output, **changes)
+        assert ended.status == 0, ended.err
+        assert figures_of(output)["ALL"]["mAP"] != plain["mAP"]
+
+
+@pytest.mark.parametrize("wrap", [lambda w: {f"module.{k}": v for k, v in w.items()}, lambda w: {"model": w, "epoch": 3}])
+def test_weights_in_other_wrappings_give_the_same_results(data, weights, done, tmp_path, wrap):
+    save(tmp_path / "other.pth", wrap(load(weights)))
+    ended = run_test(data, tmp_path / "other.pth", tmp_path / "run")
+    assert ended.status == 0, ended.err
+    assert figures_of(tmp_path / "run") == figures_of(done[0])
+
+
+def test_the_released_layer_that_nothing_uses_is_passed_over(data, weights, done, tmp_path):
+    save(tmp_path / "other.pth", load(weights) | {"base.fc.weight": torch.zeros(1000, 192), "base.fc.bias": torch.zeros(1000)})
+    assert run_test(data, tmp_path / "other.pth", tmp_path / "run").status == 0
+    assert figures_of(tmp_path / "run") == figures_of(done[0])
+
+
+def write_samples(folder: Path, chips: Path) -> Path:
+    """Two generated pictures of every optical chip of `chips`, as BBDM lays them out."""
+    for number, chip in enumerate(sorted(chips.glob("*_RGB.tif"))):
+        (folder / chip.stem).mkdir(parents=True)
+        for k in range(2):
+            pixels = np.random.default_rng([number, k]).integers(0, 256, (60, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / chip.stem / f"output_{k}.png")
+    return folder
+
+
+def test_generated_samples_are_fused_where_a_protocol_uses_their_images(data, weights, done, tmp_path):
+    samples = write_samples(tmp_path / "samples", data / "HOSS" / "query")
+    ended = run_test(data, weights, tmp_path / "run", DATASETS__QUERY_ADD_DIR=samples, TEST__FUSION_TAU=0.5)
+    assert ended.status == 0, ended.err
+    results = results_of(tmp_path / "run")
+    assert (results["tau"], results["samples_per_image"]) == (0.5, 2)
+    assert {name: scores["fused"] is not None for name, scores in results["protocols"].items()} == {
+        "ALL": True, "O2S": True, "S2O": False,
+    }  # fmt: skip
+    assert results["protocols"]["O2S"]["fused"]["mAP"] != results["protocols"]["O2S"]["plain"]["mAP"]
+    assert figures_of(tmp_path / "run") == figures_of(done[0])
+
+
+def test_a_weight_of_zero_leaves_results_as_they_are(data, weights, tmp_path):
+    samples = write_samples(tmp_path / "samples", data / "HOSS" / "query")
+    run_test(data, weights, tmp_path / "run", DATASETS__QUERY_ADD_DIR=samples, TEST__FUSION_TAU=0)
+    scores = results_of(tmp_path / "run")["protocols"]["ALL"]
+    assert scores["fused"] == scores["plain"]
+
+
+def test_a_missing_sample_is_named(data, weights, tmp_path):
+    samples = write_samples(tmp_path / "samples", data / "HOSS" / "query")
+    (samples / "0102_s01c0_RGB" / "output_1.png").unlink()
+    ended = run_test(data, weights, tmp_path / "run", DATASETS__QUERY_ADD_DIR=samples)
+    assert ended.status == 1
+    assert "0102_s01c0_RGB" in ended.sentence
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+# Queries that do not count
+
+
+def remove_matches(root: Path, *pids: int) -> None:
+    for path in (root / "HOSS").rglob("bounding_box_test/*"):
+        if path.name.startswith(tuple(f"{pid:04d}_" for pid in pids)):
+            path.unlink()
+
+
+def test_queries_without_match_are_not_counted_and_said(data, weights, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    remove_matches(tmp_path / "data", 101)
+    ended = run_test(tmp_path / "data", weights, tmp_path / "run")
+    assert ended.status == 0, ended.err
+    assert "ALL: 2 of 6 queries have no match in the gallery and do not count" in ended.err
+    assert {plain["queries"] - plain["queries_counted"] for plain in figures_of(tmp_path / "run").values()} == {1, 2}
+
+
+def test_no_query_with_a_match_is_no_result(data, weights, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    remove_matches(tmp_path / "data", 101, 102, 103)
+    ended = run_test(tmp_path / "data", weights, tmp_path / "run")
+    assert ended.status == 1
+    assert ended.sentence.startswith("ALL: ")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+# Wrong calls
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "said"),
+    [
+        ({"TEST__WEIGHT": ""}, 2, "TEST.WEIGHT is empty"),
+        ({"TEST__WEIGHT": "missing.pth"}, 1, "missing.pth"),
+        ({"TEST__FUSION_TAU": 2}, 2, "TEST.FUSION_TAU is 2"),
+        ({"MODEL__TRANSFORMER_TYPE": "vit_small_patch16_224_TransOSS"}, 1, "transformer_1.pth"),
+        ({"INPUT__SIZE_TEST": "[32,16]"}, 2, "INPUT.SIZE_TRAIN and INPUT.SIZE_TEST differ"),
+        ({"DATASETS__ROOT_DIR": "nowhere"}, 1, "nowhere"),
+        ({"DATASETS__QUERY_ADD_DIR": "nowhere"}, 1, "nowhere"),
+        ({"OUTPUT_DIR": ""}, 2, "OUTPUT_DIR is empty"),
+    ],
+)
+def test_wrong_calls_end_in_one_sentence(data, weights, tmp_path, changes, status, said):
+    ended = run_test(data, weights, tmp_path / "run", **changes)
+    assert ended.status == status
+    assert said in ended.sentence
+    assert not list(tmp_path.rglob("results.json"))
+
+
+@pytest.mark.parametrize("lost", ["base.wh_embed.linear_layer.weight", "bottleneck.running_mean", "base.blocks.7.norm1.bias"])
+def test_weights_that_lack_a_tensor_are_refused_by_its_name(data, weights, tmp_path, lost):
+    save(tmp_path / "other.pth", {name: value for name, value in load(weights).items() if name != lost})
+    ended = run_test(data, tmp_path / "other.pth", tmp_path / "run")
+    assert ended.status == 1
+    assert lost.removeprefix("base.") in ended.sentence
+    assert "other.pth" in ended.sentence
+
+
+def test_a_truncated_checkpoint_is_refused_by_name(data, weights, tmp_path):
+    (tmp_path / "cut.pth").write_bytes(weights.read_bytes()[:100_000])
+    ended = run_test(data, tmp_path / "cut.pth", tmp_path / "run")
+    assert ended.status == 1
+    assert "cut.pth" in ended.sentence
+
+
+def test_handlers_of_the_log_are_put_back():
+    before = logging.getLogger().handlers[:]
+    call(command.main, "TEST.WEIGHT", "x.pth", "OUTPUT_DIR", "")
+    assert logging.getLogger().handlers == before
