@@ -1,61 +1,85 @@
-"""Fitting weights from elsewhere to a model: names, position grid, SAR stem, other identities.
+"""Starting a model from weights made elsewhere: other names, position grid, patch size, identities; one optical stem for both.
 
-A tensor is loaded, resized (position grid), copied (SAR stem from the optical one), skipped (with the reason) or missing.
+`model.sources` sorts a file's tensors; here they are fitted to a model, and what became of each is told in a table.
 """
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 import torch
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
-from torch.nn import functional
 
-from utils.checkpoint import load_state_dict, strip_prefix
-from utils.errors import CheckpointError
+from model.build import SIZES
+from model.sources import Source, position_prefix, sort_tensors
+from utils.checkpoint import load_state_dict
+from utils.errors import CheckpointError, UsageError
+from utils.log import table
 
 logger = logging.getLogger(__name__)
 
 LEAST_SHARE = 0.9
 """Of the backbone's parameters, the share that must find a value."""
 
+STATES = ("loaded", "folded", "resized", "copied", "missing", "skipped")
+"""What may become of a tensor. folded: loaded times its layer scale; copied: the SAR stem from the optical one."""
 
-@dataclass
-class LoadReport:
-    """What became of each tensor, by name.
+TIMM = "timm:"
+"""Before the name of a model whose weights timm downloads."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one tensor.
 
     Attributes:
-        loaded: tensors of the model that got a value as it is.
-        resized: names of position embeddings that were resampled to the model's grid.
-        copied: model tensor -> source tensor that stood in for it.
-        missing: tensors of the model that keep their initial value.
-        skipped: source tensor -> why it was not used.
+        name: in the model; of a skipped tensor, in the file.
+        state: one of `STATES`.
+        size: number of values.
+        why: the reason or the manner; empty for a tensor that was simply loaded.
     """
 
-    loaded: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    copied: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def summary(self) -> str:
-        """One line of counts, with the names of what was not simply loaded."""
-        parts = [f"{len(self.loaded)} tensors loaded"]
-        if self.resized:
-            parts.append(f"{', '.join(self.resized)} resized")
-        if self.copied:
-            parts.append(f"{len(self.copied)} copied from the optical stem")
-        if self.missing:
-            parts.append(f"not in the file: {_shorten(self.missing)}")
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.skipped.items():
-            reasons.setdefault(reason, []).append(name)
-        parts += [f"skipped {_shorten(names)} ({reason})" for reason, names in reasons.items()]
-        return "; ".join(parts)
+    name: str
+    state: str
+    size: int
+    why: str = ""
 
 
-def _shorten(names: list[str]) -> str:
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor of a file and of a model."""
+
+    entries: tuple[Entry, ...]
+
+    def names(self, state: str) -> list[str]:
+        """The tensors in one of `STATES`."""
+        return [entry.name for entry in self.entries if entry.state == state]
+
+    def table(self) -> str:
+        """Counts of tensors and values by state and reason, as text."""
+        groups: dict[tuple[str, str], list[Entry]] = {}
+        for entry in sorted(self.entries, key=lambda entry: STATES.index(entry.state)):
+            groups.setdefault((entry.state, entry.why), []).append(entry)
+        rows = [
+            (
+                f"{state}: {shorten([entry.name for entry in entries])}{f' ({why})' if why else ''}",
+                len(entries),
+                _total(entries),
+            )
+            for (state, why), entries in groups.items()
+        ]
+        return table(["what became of the tensors", "tensors", "values"], [(*row[:2], f"{row[2]:,}") for row in rows])
+
+
+def _total(entries: list[Entry]) -> int:
+    return sum(entry.size for entry in entries)
+
+
+def shorten(names: list[str]) -> str:
+    """The first names of a list and how many more there are."""
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
@@ -65,173 +89,255 @@ def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], old_grid
     Args:
         embedding: (1, 1 + rows * columns, D); the first entry belongs to the class token and stays.
         grid: rows and columns wanted.
-        old_grid: rows and columns there; by default a square if the count allows, else the shape nearest to `grid`'s.
+        old_grid: rows and columns there; see `guess_grid` for the default.
 
     Returns:
         (1, 1 + grid[0] * grid[1], D).
     """
-    class_token, patches = embedding[:, :1], embedding[:, 1:]
-    rows, columns = old_grid or guess_grid(patches.shape[1], grid)
-    image = patches.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
-    image = functional.interpolate(image, size=grid, mode="bilinear", align_corners=False)
-    return torch.cat([class_token, image.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    old_grid = old_grid or guess_grid(embedding.shape[1] - 1, grid)
+    return resample_abs_pos_embed(embedding, list(grid), list(old_grid), interpolation="bilinear", antialias=False)
 
 
 def guess_grid(count: int, grid: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of `count` patches: those of `grid` or a square if they fit, else the shape nearest to `grid`'s."""
+    """Rows and columns of `count` patches, which no file tells.
+
+    Those of `grid` or a square if they fit, else the shape nearest to `grid`'s; of two equally near ones the taller, as
+    released models are for tall pictures.
+    """
     if count == grid[0] * grid[1]:
         return grid
     side = round(count**0.5)
     if side * side == count:
         return side, side
-    shapes = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
-    return min(shapes, key=lambda shape: abs(shape[0] / shape[1] - grid[0] / grid[1]))
+    shapes = [(rows, count // rows) for rows in range(count, 0, -1) if count % rows == 0]
+    wanted = grid[0] / grid[1]
+    return min(shapes, key=lambda shape: max(shape[0] / shape[1] / wanted, wanted * shape[1] / shape[0]))
 
 
-def fit_backbone(source: Mapping[str, Tensor], backbone: nn.Module) -> LoadReport:
-    """Load the tensors of a ViT (ImageNet or TransOSS, backbone names) into a TransOSS backbone, in place.
+def fit_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module) -> LoadReport:
+    """Load a Vision Transformer's tensors into a TransOSS backbone, in place; a model around it in the file is left out.
 
-    A classifier head is dropped, the position grid resized, and a missing SAR stem copied from the optical one.
+    Args:
+        tensors: by the names of any program that `model.sources` knows.
+        backbone: a `TransOSS`.
 
     Raises:
-        CheckpointError: a tensor has another shape than the backbone's: another architecture.
+        CheckpointError: no Vision Transformer, or another architecture. The sentence wants the file's name before it.
     """
-    report = LoadReport()
-    target = backbone.state_dict()
-    fitted: dict[str, Tensor] = {}
-    for name, value in source.items():
-        if name not in target:
-            report.skipped[name] = _why_unknown(name)
-            continue
-        if name == "pos_embed" and value.shape != target[name].shape and value.shape[-1] == target[name].shape[-1]:
-            value = resize_position_embedding(value.float(), backbone.grid_size)
-            report.resized.append(name)
-        if value.shape != target[name].shape:
-            raise CheckpointError(
-                f"{name} is {list(value.shape)} in the checkpoint and {list(target[name].shape)} in the model: "
-                "it is for another architecture; see MODEL.TRANSFORMER_TYPE and MODEL.STRIDE_SIZE"
-            )
-        fitted[name] = value
-    for name in target:
-        twin = name.replace("patch_embed_SAR.", "patch_embed.")
-        if name not in fitted and twin in fitted:
-            fitted[name] = fitted[twin]
-            report.copied[name] = twin
-    report.loaded = [name for name in fitted if name not in report.copied and name not in report.resized]
-    report.missing = [name for name in target if name not in fitted]
-    backbone.load_state_dict(fitted, strict=False)
-    return report
+    source = sort_tensors(tensors)
+    skipped = [Entry(name, "skipped", value.numel(), "not of the backbone") for name, value in source.rest.items()]
+    return LoadReport((*_fit_backbone(tensors, source, backbone), *skipped))
 
 
-def _why_unknown(name: str) -> str:
-    return (
-        "a classifier head"
-        if name.startswith(("fc.", "head.", "head_dist.", "pre_logits."))
-        else "the model has no such tensor"
-    )
-
-
-def fit_model(source: Mapping[str, Tensor], model: nn.Module, *, classifier: bool) -> LoadReport:
+def fit_model(tensors: Mapping[str, Tensor], model: nn.Module, *, classifier: bool) -> LoadReport:
     """Load a whole re-identification model's tensors (`base.*`, `bottleneck.*`, `classifier.*`, `logit_scale`), in place.
 
     Args:
-        source: tensors by released name; names without `base.` are taken for a bare backbone's.
+        tensors: as for `fit_backbone`; a bare backbone will do.
         model: a `ReIDModel`.
-        classifier: whether to take the classifier too; one for another number of identities is skipped, and said.
+        classifier: whether to take the classifier too; one for another number of identities is skipped.
 
     Raises:
         CheckpointError: see `fit_backbone`.
     """
-    if not any(name.startswith("base.") for name in source):
-        return fit_backbone(source, model.base)
-    report = fit_backbone(
-        {name.removeprefix("base."): value for name, value in source.items() if name.startswith("base.")}, model.base
-    )
-    target = model.state_dict()
+    source = sort_tensors(tensors)
+    entries = _fit_backbone(tensors, source, model.base)
+    target = {name: value for name, value in model.state_dict().items() if not name.startswith("base.")}
     fitted: dict[str, Tensor] = {}
-    for name, value in source.items():
-        if name.startswith("base."):
-            continue
-        if name.startswith("classifier.") and not classifier:
-            report.skipped[name] = "the classifier is not asked for"
-        elif name not in target:
-            report.skipped[name] = "the model has no such tensor"
-        elif value.shape != target[name].shape and name.startswith("classifier."):
-            report.skipped[name] = f"{value.shape[0]} identities there, {target[name].shape[0]} here"
-        elif value.shape != target[name].shape:
-            raise CheckpointError(
-                f"{name} is {list(value.shape)} in the checkpoint and {list(target[name].shape)} in the model"
-            )
-        else:
+    for name, value in source.rest.items():
+        reason = _why_not(name, value, target, classifier)
+        entries.append(Entry(name, "skipped" if reason else "loaded", value.numel(), reason))
+        if not reason:
             fitted[name] = value
-    report.loaded += fitted
-    report.missing += [name for name in target if not name.startswith("base.") and name not in fitted]
+    entries += [_missing(name, value) for name, value in target.items() if name not in fitted]
     model.load_state_dict(fitted, strict=False)
-    return report
+    return LoadReport(tuple(entries))
 
 
-def load_pretrained(path: str | Path, model: nn.Module, *, choice: str) -> LoadReport:
-    """Start `model` from the file `path`.
+def _why_not(name: str, value: Tensor, target: Mapping[str, Tensor], classifier: bool) -> str:
+    """Why a tensor beside the backbone is skipped; empty if it is not."""
+    if name.startswith("classifier.") and not classifier:
+        return "the classifier is not asked for"
+    if name not in target:
+        return "the model has no such tensor"
+    if value.shape != target[name].shape:
+        return f"{list(value.shape)} in the file, {list(target[name].shape)} in the model"
+    return ""
+
+
+def _missing(name: str, value: Tensor) -> Entry:
+    return Entry(name, "missing", value.numel(), "not in the file, keeps its initial value")
+
+
+def _fit_backbone(tensors: Mapping[str, Tensor], source: Source, backbone: nn.Module) -> list[Entry]:
+    """Load `source.backbone`; returns what became of its tensors and of those that sorting left out."""
+    _check_sizes(source, backbone)
+    target = backbone.state_dict()
+    entries = [Entry(name, "skipped", tensors[name].numel(), why) for name, why in source.skipped.items()]
+    fitted: dict[str, Tensor] = {}
+    for name, value in source.backbone.items():
+        if name not in target:
+            entries.append(Entry(name, "skipped", value.numel(), "the model has no such tensor"))
+            continue
+        fitted[name], state, manner = _fit_tensor(name, value, source, target[name], backbone.grid_size)
+        entries.append(Entry(name, state, target[name].numel(), manner))
+    for name in target.keys() - fitted.keys():
+        twin = name.replace("patch_embed_SAR.", "patch_embed.")
+        if twin in fitted:
+            fitted[name] = fitted[twin]
+            entries.append(Entry(name, "copied", target[name].numel(), "from the optical stem"))
+    entries += [_missing(name, value) for name, value in target.items() if name not in fitted]
+    backbone.load_state_dict(fitted, strict=False)
+    return entries
+
+
+def _fit_tensor(name: str, value: Tensor, source: Source, target: Tensor, grid: tuple[int, int]) -> tuple[Tensor, str, str]:
+    """A tensor in the shape of `target`, one of `STATES`, and in which manner it got there."""
+    state, manner = "loaded", ""
+    if name in source.folded:
+        state, manner = "folded", "times its layer scale: the same function"
+    elif name == "pos_embed":
+        value, manner = _fit_positions(source, grid)
+    elif name.startswith("patch_embed") and name.endswith("proj.weight"):
+        value, manner = _fit_stem(value, target)
+    if value.shape != target.shape:
+        raise CheckpointError(
+            f"has {name} of {list(value.shape)} where the model has {list(target.shape)}: it is for another architecture; "
+            "see MODEL.TRANSFORMER_TYPE"
+        )
+    return value, state if not manner or state == "folded" else "resized", manner
+
+
+def _fit_positions(source: Source, grid: tuple[int, int]) -> tuple[Tensor, str]:
+    """The position embedding for the class token and a grid, (1, 1 + rows * columns, D), and the manner."""
+    embedding = source.backbone["pos_embed"]
+    if embedding.dim() != 3 or embedding.shape[2] != source.width:
+        return embedding, ""
+    number = position_prefix(source, grid)
+    old_grid = guess_grid(embedding.shape[1] - number, grid)
+    if number == 1 and old_grid == grid:
+        return embedding, ""
+    # Where the class token has no position of its own, its position is zero: the same sum.
+    first = embedding[:, :1] if number and "cls_token" in source.backbone else torch.zeros_like(embedding[:, :1])
+    resized = resize_position_embedding(torch.cat([first, embedding[:, number:]], dim=1), grid, old_grid)
+    return resized, f"positions of {old_grid[0]} x {old_grid[1]} patches -> {grid[0]} x {grid[1]}, bilinear"
+
+
+def _fit_stem(weight: Tensor, target: Tensor) -> tuple[Tensor, str]:
+    """A patch stem for patches of `target`'s size, and the manner.
+
+    Patches of another size are resampled by the pseudo-inverse of the bicubic resizing of pictures (Beyer et al. 2023,
+    "FlexiViT", section 3.4), so that a resized patch has nearly the embedding that it had.
+    """
+    if weight.dim() == 2 and weight.shape[1] == target[0].numel():  # a linear map of flattened patches
+        weight = weight.view(-1, *target.shape[1:])
+    if weight.dim() != 4 or weight.shape[2:] == target.shape[2:]:
+        return weight, ""
+    size = list(target.shape[2:])
+    return resample_patch_embed(weight.float(), size), f"patches of {weight.shape[2]} pixels -> {size[0]}"
+
+
+def transformer_type(source: Source) -> str | None:
+    """The MODEL.TRANSFORMER_TYPE of the file's sizes; None if there is none."""
+    sizes = (source.width, source.depth)
+    return next((name for name, size in SIZES.items() if (size.get("embed_dim"), size.get("depth")) == sizes), None)
+
+
+def _check_sizes(source: Source, backbone: nn.Module) -> None:
+    """Another width, or more blocks than the model's: nothing to load. Fewer blocks are a matter of the share."""
+    width, depth = backbone.num_features, len(backbone.blocks)
+    if source.width == width and source.depth <= depth:
+        return
+    name = transformer_type(source)
+    advice = f"set MODEL.TRANSFORMER_TYPE {name}" if name else "no MODEL.TRANSFORMER_TYPE has its sizes"
+    raise CheckpointError(
+        f"is of width {source.width} and {source.depth} blocks, the model of width {width} and {depth} blocks; {advice}"
+    )
+
+
+def load_pretrained(path: str | Path, model: nn.Module, *, choice: str, partial: bool = False) -> LoadReport:
+    """Start `model` from the weights `path`, and log a table of what became of every tensor.
 
     Args:
-        path: a checkpoint of a ViT, of TransOSS or of MOS.
+        path: a weights file of any kind that `model.sources` knows, or `timm:` and the name of one of timm's models.
         model: a `ReIDModel`.
         choice: MODEL.PRETRAIN_CHOICE: 'imagenet' takes the backbone, 'clip' and 'finetune' the whole model less its
-            classifier, 'self' everything.
+            classifier, 'self' everything, 'none' nothing (the file is not even read).
+        partial: MODEL.PRETRAIN_PARTIAL: whether less than `LEAST_SHARE` of the backbone's parameters will do.
 
     Raises:
-        CheckpointError: see `fit_backbone`; also if too little of the backbone finds a value.
+        CheckpointError: see `fit_backbone`; also a file that cannot be read, weights that cannot be downloaded, and too
+            little of the backbone.
+        UsageError: `choice` is none of these; timm has no weights of that name.
     """
-    source = load_state_dict(path)
+    if choice == "none":
+        return LoadReport(())
+    if choice not in ("imagenet", "clip", "finetune", "self"):
+        raise UsageError(f"MODEL.PRETRAIN_CHOICE cannot be {choice!r}; it is one of imagenet, clip, finetune, self, none")
+    tensors = read_weights(path)
     try:
         if choice == "imagenet":
-            report = fit_backbone(_backbone_tensors(source), model.base)
+            report = fit_backbone(tensors, model.base)
         else:
-            report = fit_model(source, model, classifier=choice == "self")
+            report = fit_model(tensors, model, classifier=choice == "self")
+        share = backbone_share(report, model.base)
+        if share < LEAST_SHARE and not partial:
+            missing = [name for name in report.names("missing") if name in model.base.state_dict()]
+            raise CheckpointError(
+                f"holds {share:.0%} of the backbone's parameters, less than {LEAST_SHARE:.0%} (it lacks {shorten(missing)}); "
+                "take weights of this architecture, or set MODEL.PRETRAIN_PARTIAL True if that is meant"
+            )
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    _check_share(path, report, model.base)
-    logger.info("%s: %s", path, report.summary())
+        raise CheckpointError(f"{path} {error}") from error
+    logger.info("%s: %.1f %% of the backbone's parameters\n%s", path, 100 * share, report.table())
     return report
+
+
+def backbone_share(report: LoadReport, backbone: nn.Module) -> float:
+    """The share (0..1) of a backbone's parameters that got a value."""
+    sizes = {name: value.numel() for name, value in backbone.named_parameters()}
+    missing = set(report.names("missing"))
+    return sum(size for name, size in sizes.items() if name not in missing) / sum(sizes.values())
 
 
 def load_weights(path: str | Path, model: nn.Module) -> LoadReport:
     """Load the weights that `model` is to be tested with: every tensor that features depend on, or an error.
 
     Args:
-        path: a checkpoint in the released layout.
+        path: weights of a re-identification model.
         model: a `ReIDModel` without classifier; the file's, for however many identities, is skipped.
 
     Raises:
         CheckpointError: see `fit_backbone`; also if a tensor of the model is not in the file.
     """
+    tensors = load_state_dict(path)
     try:
-        report = fit_model(load_state_dict(path), model, classifier=False)
+        report = fit_model(tensors, model, classifier=False)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    needed = [name for name in report.missing if name != "logit_scale"]
+        raise CheckpointError(f"{path} {error}") from error
+    needed = [name for name in (*report.names("missing"), *report.names("copied")) if name != "logit_scale"]
     if needed:
         raise CheckpointError(
-            f"{path} lacks {_shorten(needed)}: it is for another architecture or no trained re-identification model; "
+            f"{path} lacks {shorten(needed)}: it is for another architecture or no trained re-identification model; "
             "see MODEL.TRANSFORMER_TYPE, MODEL.MIE and MODEL.SSE"
         )
-    logger.info("%s: %s", path, report.summary())
+    logger.info("%s\n%s", path, report.table())
     return report
 
 
-def _backbone_tensors(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's part of a checkpoint, by backbone names."""
-    if any(name.startswith("base.") for name in source):
-        source = {name: value for name, value in source.items() if name.startswith("base.")}
-    return strip_prefix(source, "base.")
-
-
-def _check_share(path: str | Path, report: LoadReport, backbone: nn.Module) -> None:
-    sizes = {name: value.numel() for name, value in backbone.named_parameters()}
-    found = sum(size for name, size in sizes.items() if name not in report.missing)
-    share = found / sum(sizes.values())
-    if share < LEAST_SHARE:
-        raise CheckpointError(
-            f"{path} holds {share:.0%} of the backbone's parameters, less than {LEAST_SHARE:.0%}: "
-            f"it is for another architecture; not in the file: {_shorten(report.missing)}"
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, or of timm's model NAME for `timm:NAME`; arguments and errors of `load_pretrained`."""
+    if not str(path).startswith(TIMM):
+        return load_state_dict(path)
+    name = str(path).removeprefix(TIMM)
+    if not timm.models.is_model_pretrained(name):
+        raise UsageError(
+            f"MODEL.PRETRAIN_PATH is {path}, and timm has no pretrained model of that name; see timm.list_pretrained()"
         )
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # each layer below (hub, sockets, disk) has exceptions of its own
+        raise CheckpointError(
+            f"{path} cannot be downloaded ({type(error).__name__}); go online, or save the model's weights where you are "
+            "online and name the file"
+        ) from error
