@@ -71,7 +71,8 @@ def _model() -> CfgNode:
     node.TRANSFORMER_TYPE = "None"  # 'vit_{base,small,tiny}_patch16_224_TransOSS'
     node.STRIDE_SIZE = [16, 16]  # below the patch size 16: overlapping patches
     node.PRETRAIN_CHOICE = "imagenet"  # what to take of PRETRAIN_PATH; 'none' (or False): nothing
-    node.PRETRAIN_PATH = ""  # a checkpoint to start training from; testing does not read it
+    node.PRETRAIN_PATH = ""  # a weights file to start training from, or timm:NAME; testing does not read it
+    node.PRETRAIN_PARTIAL = False  # True: weights for less than 90 % of the backbone will do
     node.POSITION_INIT = "normal"  # 'sincos' learns sooner from scratch; loaded weights replace either
     node.DROP_PATH = 0.1  # stochastic depth of the last block; it rises linearly from 0
     node.DROP_OUT = 0.0  # after projections and position embedding
