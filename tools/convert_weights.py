@@ -1,0 +1,100 @@
+"""Convert weights files: to and from the released layout, out of a training state, between .pth and .safetensors."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.checkpoint import load_state_dict, save
+from utils.cli import run
+from utils.errors import CheckpointError, UsageError
+
+UNUSED_CLASSES = 1000
+"""Outputs of `base.fc`, a layer that the released programs create, save and expect, and that nothing uses."""
+
+
+def to_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in this project's layout: the released names without `base.fc`."""
+    return {name: value for name, value in tensors.items() if not name.startswith("base.fc.")}
+
+
+def to_released(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in the released layout: every name that the released programs read, `base.fc` included (zeros if absent).
+
+    Raises:
+        CheckpointError: no re-identification model; the sentence wants the file's name before it.
+    """
+    if "base.cls_token" not in tensors:
+        raise CheckpointError("holds no re-identification model (base.*), which the released layout is for; use --layout own")
+    token = tensors["base.cls_token"]  # (1, 1, D)
+    unused = {
+        "base.fc.weight": torch.zeros(UNUSED_CLASSES, token.shape[-1], dtype=token.dtype),
+        "base.fc.bias": torch.zeros(UNUSED_CLASSES, dtype=token.dtype),
+    }
+    return {**unused, **tensors}
+
+
+LAYOUTS = {"own": to_own, "released": to_released}
+
+
+def convert(source: Path, target: Path, layout: str) -> int:
+    """Write the weights of `source` as `target`; every tensor keeps its bits.
+
+    Args:
+        source: a weights file or a training state, in either format.
+        target: a new file; its suffix, .pth or .safetensors, chooses the format.
+        layout: 'own' or 'released'.
+
+    Returns:
+        The number of tensors written.
+
+    Raises:
+        CheckpointError: `source` cannot be read, or does not fit the layout.
+        UsageError: `target` exists, or its suffix is neither.
+    """
+    if target.suffix not in (".pth", ".pt", ".safetensors"):
+        raise UsageError(f"the suffix of {target} names no format; end it in .pth or .safetensors")
+    if target.exists():
+        raise UsageError(f"{target} exists; give another name, or delete it first")
+    tensors = load_state_dict(source)
+    try:
+        converted = LAYOUTS[layout](tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} {error}") from error
+    save(target, converted)
+    return len(converted)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.convert_weights",
+        description="Write the weights of a file in another layout or format; every tensor keeps its bits.",
+        epilog="examples:\n"
+        "  for the released programs:  python -m tools.convert_weights logs/best_model_mAP.pth mos.pth --layout released\n"
+        "  a training state's weights: python -m tools.convert_weights logs/last.pth weights.pth\n"
+        "  another format:             python -m tools.convert_weights weights.pth weights.safetensors",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="FILE", type=Path, help="weights or training state, .pth or .safetensors")
+    parser.add_argument("target", metavar="NEW_FILE", type=Path, help="file to write; its suffix chooses the format")
+    parser.add_argument(
+        "--layout",
+        choices=sorted(LAYOUTS),
+        default="own",
+        help="own (default): what this project writes; released: with the unused layer base.fc that released programs expect",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse `arguments` and convert."""
+    args = build_parser().parse_args(arguments)
+    count = convert(args.source, args.target, args.layout)
+    print(f"{args.target}: {count} tensors in the {args.layout} layout")
+
+
+if __name__ == "__main__":
+    run(main)
