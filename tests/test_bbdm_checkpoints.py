@@ -1,0 +1,120 @@
+"""Published files and ours are read without running code, and what does not fit is listed."""
+
+import logging
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+
+from bbdm.checkpoints import fit, read_bridge, read_first_stage
+from bbdm.first_stage import make_first_stage
+from bbdm.unet import make_unet
+from utils.ema import ExponentialMovingAverage
+from utils.errors import CheckpointError
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return make_unet(in_channels=3, width=32, multipliers=(1, 1), blocks=1, head_width=32)
+
+
+@pytest.fixture
+def stage():
+    torch.manual_seed(1)
+    return make_first_stage(width=32, multipliers=(1, 1), blocks=1, codes=8)
+
+
+def prefixed(prefix, module):
+    return {prefix + name: tensor for name, tensor in module.state_dict().items()}
+
+
+def test_a_bare_network_is_read(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / "bridge_1.pth")
+    tensors = read_bridge(tmp_path / "bridge_1.pth")
+    assert tensors.keys() == network.state_dict().keys()
+    assert all(torch.equal(tensors[name], value) for name, value in network.state_dict().items())
+
+
+def test_published_files_give_the_averaged_network_and_the_first_stage(tmp_path, network, stage, caplog):
+    caplog.set_level(logging.INFO)
+    averages = {"denoise_fn." + name: tensor + 1 for name, tensor in network.named_parameters()}
+    model = {**prefixed("denoise_fn.", network), **prefixed("vqgan.", stage), "vqgan.loss.weight": torch.zeros(2)}
+    torch.save({"model": model, "ema": averages, "epoch": 3, "step": 100}, tmp_path / "published.pth")
+    tensors = read_bridge(tmp_path / "published.pth")
+    assert torch.equal(tensors["out.2.weight"], network.out[2].weight + 1)
+    fit(network, tensors, "published.pth", "BBDM.*")
+    fit(stage, read_first_stage(tmp_path / "published.pth"), "published.pth", "BBDM.*")
+    assert f"{len(averages)} of them averaged" in caplog.text
+    assert "1 others left out" in caplog.text
+
+
+def test_our_training_state_gives_the_averaged_network(tmp_path, network):
+    average = ExponentialMovingAverage(network)
+    average.network.out[2].bias.data.fill_(7.0)
+    torch.save({"model": network.state_dict(), "ema": average.network.state_dict(), "epoch": 1}, tmp_path / "last.pth")
+    assert read_bridge(tmp_path / "last.pth")["out.2.bias"].tolist() == [7.0] * 3
+
+
+def test_latent_diffusion_files_are_read_past_what_is_not_needed(tmp_path, stage, monkeypatch):
+    package = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+
+    class ModelCheckpoint:
+        def __reduce__(self):
+            return ModelCheckpoint, ()
+
+    ModelCheckpoint.__module__, ModelCheckpoint.__qualname__ = package.__name__, "ModelCheckpoint"
+    package.ModelCheckpoint = ModelCheckpoint
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    content = {
+        "state_dict": {**stage.state_dict(), "loss.discriminator.main.0.weight": torch.zeros(3)},
+        "callbacks": {ModelCheckpoint: {"best": 0.1}},
+        "hyper_parameters": ModelCheckpoint(),
+    }
+    torch.save(content, tmp_path / "model.ckpt")
+    tensors = read_first_stage(tmp_path / "model.ckpt")
+    assert tensors.keys() == stage.state_dict().keys()
+
+
+class Trap:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code of the file was run')",)
+
+
+def test_a_file_that_wants_to_run_code_is_refused(tmp_path, network):
+    torch.save({"model": prefixed("denoise_fn.", network), "extra": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(CheckpointError, match=r"could run code"):
+        read_bridge(tmp_path / "trap.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Trap(), protocol=2))
+    with pytest.raises(CheckpointError):
+        read_bridge(tmp_path / "bare.pth")
+
+
+def test_files_without_the_part_asked_for_are_refused(tmp_path, network, stage):
+    torch.save(stage.state_dict(), tmp_path / "stage.pth")
+    torch.save(network.state_dict(), tmp_path / "bridge.pth")
+    with pytest.raises(CheckpointError, match=r"no bridge network"):
+        read_bridge(tmp_path / "stage.pth")
+    with pytest.raises(CheckpointError, match=r"no first stage"):
+        read_first_stage(tmp_path / "bridge.pth")
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint"):
+        read_bridge(tmp_path / "nowhere.pth")
+    torch.save({"model": network.state_dict(), "ema": {"input_blocks.9.0.weight": torch.zeros(1)}}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"do not belong to its network \(input_blocks.9"):
+        read_bridge(tmp_path / "odd.pth")
+
+
+def test_what_does_not_fit_is_listed(network):
+    tensors = dict(network.state_dict())
+    tensors["out.2.bias"] = torch.zeros(5)
+    tensors["extra"] = tensors.pop("out.0.bias")
+    with pytest.raises(CheckpointError) as error:
+        fit(network, tensors, "some.pth", "BBDM.WIDTH")
+    assert str(error.value) == (
+        "some.pth does not fit the model: 1 missing (out.0.bias); 1 unknown (extra); 1 of another shape (out.2.bias); "
+        "see BBDM.WIDTH"
+    )

@@ -1,0 +1,265 @@
+"""Training and sampling from end to end, on a few small pictures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import sample, train
+from bbdm.model import build_model
+from bbdm.unet import make_unet
+from configs import load_cfg
+from datasets.generated import read_samples
+from utils.device import Precision
+from utils.errors import CheckpointError, DataError, TrainingError, UsageError
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "BBDM.PAIRS": "hoss",
+    "BBDM.IMAGE_SIZE": "[16, 8]",
+    "BBDM.WIDTH": "32",
+    "BBDM.MULTIPLIERS": "[1, 1]",
+    "BBDM.BLOCKS": "1",
+    "BBDM.HEAD_WIDTH": "32",
+    "BBDM.ACCUMULATION": "2",
+    "BBDM.EMA_PERIOD": "1",
+    "BBDM.EMA_START": "3",
+    "BBDM.GRID_PERIOD": "2",
+    "BBDM.HOLD_OUT_EVERY": "3",
+    "BBDM.SAMPLE_NUM": "2",
+    "BBDM.SAMPLE_STEP": "4",
+    "BBDM.SAMPLER": "few_step",
+    "SOLVER.IMS_PER_BATCH": "2",
+    "SOLVER.MAX_EPOCHS": "2",
+    "SOLVER.EVAL_PERIOD": "1",
+    "SOLVER.LOG_PERIOD": "2",
+    "SOLVER.CHECKPOINT_PERIOD": "1",
+    "DATALOADER.NUM_WORKERS": "0",
+    "MODEL.DEVICE": "cpu",
+}
+TEST_CHIPS = {
+    "query/0009_a_RGB.tif": (9, 20),
+    "query/0009_a_SAR.tif": (8, 18),
+    "bounding_box_test/0009_b_RGB.tif": (10, 22),
+    "bounding_box_test/0009_b_SAR.tif": (8, 18),
+    "bounding_box_test/-1_0001_RGB.tif": (7, 30),
+}
+
+
+def write_chip(path, size, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    shape = (size[1], size[0])
+    if path.stem.endswith("SAR"):
+        Image.fromarray(generator.gamma(1.0, size=shape).astype(np.float32)).save(path)
+    else:
+        Image.fromarray(generator.integers(0, 255, (*shape, 3)).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    train_chips = {f"bounding_box_train/{pid:04d}_a_{kind}.tif": (8, 16) for pid in range(1, 7) for kind in ("RGB", "SAR")}
+    for seed, (name, size) in enumerate({**train_chips, **TEST_CHIPS}.items()):
+        write_chip(root / "HOSS" / name, size, seed)
+    return root
+
+
+def arguments(data, output, **settings):
+    settings = {**TINY, "DATASETS.ROOT_DIR": str(data), "OUTPUT_DIR": str(output), **settings}
+    return [word for key, value in settings.items() for word in (key, str(value))]
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained")
+    train.main(arguments(data, output))
+    return output
+
+
+def test_training_leaves_what_was_promised(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"bridge_1.pth", "bridge_2.pth", "bridge_best.pth", "last.pth", "config.yml", "environment.json"} <= names
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["batches"] for line in lines if "loss" in line] == [2, 4]
+    assert all(np.isfinite(line["validation_loss"]) for line in lines if "validation_loss" in line)
+    with Image.open(trained / "grids" / "epoch_0002.png") as grid:
+        assert grid.size == (3 * 8, 2 * 16)  # optical | SAR | generated, two held-out pairs
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(data, trained, tmp_path):
+    train.main(arguments(data, tmp_path, **{"SOLVER.MAX_EPOCHS": 1}))
+    train.main(arguments(data, tmp_path, **{"SOLVER.RESUME": tmp_path / "last.pth"}))
+    whole, parts = (torch.load(folder / "last.pth", weights_only=True) for folder in (trained, tmp_path))
+    assert whole["batches"] == parts["batches"] == 4
+    for part in ("model", "ema"):
+        assert all(torch.equal(whole[part][name], parts[part][name]) for name in whole[part])
+
+
+def test_the_average_copies_before_its_start_and_lags_after(data, trained):
+    first = torch.load(trained / "bridge_1.pth", weights_only=True)
+    last = torch.load(trained / "last.pth", weights_only=True)
+    assert not torch.equal(last["ema"]["out.2.weight"], last["model"]["out.2.weight"])
+    assert torch.equal(last["ema"]["out.2.weight"], torch.lerp(first["out.2.weight"], last["model"]["out.2.weight"], 0.005))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_names(data, trained, tmp_path):
+    weights = torch.load(trained / "bridge_1.pth", weights_only=True)
+    weights["out.2.bias"] += float("nan")
+    torch.save(weights, tmp_path / "nan.pth")
+    with pytest.raises(TrainingError, match=r"epoch 1, for the pairs 000\d_a_RGB.tif with 000\d_a_SAR.tif, 000\d"):
+        train.main(arguments(data, tmp_path / "out", **{"BBDM.PRETRAINED": tmp_path / "nan.pth"}))
+    assert not (tmp_path / "out" / "last.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("BBDM.IMAGE_SIZE", "[16, 9]", UsageError),
+        ("BBDM.WIDTH", "48", UsageError),
+        ("BBDM.HEAD_WIDTH", "24", UsageError),
+        ("BBDM.ACCUMULATION", "0", UsageError),
+        ("BBDM.HOLD_OUT_EVERY", "1", UsageError),
+        ("BBDM.PAIRS", "registered", UsageError),
+        ("BBDM.SPACE", "latent", CheckpointError),
+        ("BBDM.PRETRAINED", "nowhere.pth", CheckpointError),
+        ("SOLVER.RESUME", "nowhere.pth", CheckpointError),
+        ("SOLVER.IMS_PER_BATCH", "64", DataError),
+    ],
+)
+def test_settings_that_cannot_be_met_name_their_key(data, tmp_path, key, value, error):
+    with pytest.raises(error) as caught:
+        train.main(arguments(data, tmp_path, **{key: value}))
+    shown = {"SOLVER.RESUME": "nowhere.pth", "BBDM.PRETRAINED": "nowhere.pth", "BBDM.SPACE": "BBDM.FIRST_STAGE"}
+    shown |= {"BBDM.HEAD_WIDTH": "HEAD_WIDTH", "BBDM.PAIRS": "BBDM.PAIRS_DIR"}
+    assert shown.get(key, key) in str(caught.value)
+
+
+def sample_into(folder, data, trained, **settings):
+    sample.main(arguments(data, folder, **{"BBDM.WEIGHT": trained / "bridge_2.pth", **settings}))
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+@pytest.fixture(scope="module")
+def sampled(data, trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    sample_into(folder, data, trained)
+    return folder
+
+
+def pixels(content):
+    return {name: np.asarray(Image.open(path)) for name, path in content.items()}
+
+
+def test_every_optical_chip_has_samples_of_its_own_size(data, sampled):
+    for split, folder in (("query", "query"), ("gallery", "bounding_box_test")):
+        sources = sorted((data / "HOSS" / folder).glob("*_RGB.tif"))
+        samples = read_samples(sampled, split=split, sources=sources)
+        assert samples.per_image == 2
+        for source in sources:
+            first, second = (np.asarray(Image.open(path)) for path in samples.paths[source.name])
+            assert first.shape == (*TEST_CHIPS[f"{folder}/{source.name}"][::-1], 3)
+            assert not np.array_equal(first, second)
+    assert len(list(sampled.glob("*.png"))) == 2 * 3
+
+
+def test_a_sample_is_the_same_alone_in_a_batch_and_after_an_interruption(data, trained, sampled, tmp_path):
+    whole = {path.name: path for path in sampled.glob("*.png")}
+    sample_into(tmp_path / "one", data, trained, **{"BBDM.SAMPLE_NUM": 1, "BBDM.SAMPLE_BATCH": 3, "BBDM.SPLITS": "['query']"})
+    one = {path.name: path for path in (tmp_path / "one").glob("*.png")}
+    assert set(one) == {"0009_a_RGB_0.png"}
+    np.testing.assert_array_equal(*(pixels(content)["0009_a_RGB_0.png"] for content in (whole, one)))
+
+    sample_into(tmp_path / "two", data, trained)
+    (tmp_path / "two" / "0009_b_RGB_1.png").unlink()
+    kept = (tmp_path / "two" / "0009_b_RGB_0.png").stat().st_mtime_ns
+    again = sample_into(tmp_path / "two", data, trained)
+    assert again == {name: path.read_bytes() for name, path in whole.items()}
+    assert (tmp_path / "two" / "0009_b_RGB_0.png").stat().st_mtime_ns == kept
+
+
+def test_seed_and_sampler_decide_the_picture(data, trained, sampled, tmp_path):
+    whole = pixels({path.name: path for path in sampled.glob("*.png")})
+    for number, settings in enumerate([{"SOLVER.SEED": 5}, {"BBDM.SAMPLER": "released"}, {"BBDM.ORDER": 1}]):
+        folder = tmp_path / str(number)
+        sample_into(folder, data, trained, **settings)
+        other = pixels({path.name: path for path in folder.glob("*.png")})
+        assert not np.array_equal(other["0009_a_RGB_0.png"], whole["0009_a_RGB_0.png"])
+
+
+def test_a_store_does_not_mix_weights(data, trained, sampled):
+    with pytest.raises(DataError, match=r"another run: weights_sha256 .* name a new folder with OUTPUT_DIR"):
+        sample_into(sampled, data, trained, **{"BBDM.WEIGHT": trained / "bridge_1.pth"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("BBDM.SPLITS", "['train']", UsageError),
+        ("BBDM.SPLITS", "['O2S/query']", DataError),
+        ("BBDM.WEIGHT", "", UsageError),
+        ("BBDM.SAMPLE_NUM", "0", UsageError),
+        ("BBDM.SAMPLE_STEP", "1001", UsageError),
+        ("BBDM.SAMPLE_BATCH", "0", UsageError),
+        ("BBDM.ETA", "1.5", UsageError),
+        ("BBDM.ORDER", "4", UsageError),
+    ],
+)
+def test_samples_that_cannot_be_made_name_their_key(data, trained, tmp_path, key, value, error):
+    with pytest.raises(error, match=key):
+        sample_into(tmp_path, data, trained, **{key: value})
+
+
+def test_weights_of_another_network_are_refused(data, tmp_path):
+    torch.save(make_unet(in_channels=3, width=32, multipliers=(1, 2), blocks=1, head_width=32).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth does not fit the model: .* of another shape"):
+        sample_into(tmp_path / "out", data, tmp_path, **{"BBDM.WEIGHT": tmp_path / "a.pth"})
+
+
+def test_two_processes_make_the_samples_of_one(data, trained, sampled, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "bbdm.sample"]
+    settings = arguments(data, tmp_path, **{"BBDM.WEIGHT": trained / "bridge_2.pth"})
+    result = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == {
+        path.name: path.read_bytes() for path in sampled.glob("*.png")
+    }
+
+
+def test_two_processes_train_alike(data, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "bbdm.train"]
+    settings = arguments(data, tmp_path, **{"BBDM.CLIP_GRADIENT": 1.0, "SOLVER.MAX_EPOCHS": 1})
+    result = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["batches"] == 2
+
+
+def test_the_latent_model_lives_between_latents(data, tmp_path):
+    settings = {
+        "BBDM.SPACE": "latent",
+        "BBDM.FIRST_STAGE": tmp_path / "stage.pth",
+        "BBDM.FIRST_STAGE_WIDTH": 32,
+        "BBDM.FIRST_STAGE_MULTIPLIERS": "[1, 1]",
+        "BBDM.FIRST_STAGE_BLOCKS": 1,
+        "BBDM.FIRST_STAGE_CODES": 16,
+    }
+    cfg = load_cfg(None, arguments(data, tmp_path, **settings))
+    from bbdm.model import build_empty_first_stage
+
+    torch.save(build_empty_first_stage(cfg).state_dict(), tmp_path / "stage.pth")
+    model = build_model(cfg, torch.device("cpu"), Precision("cpu"))
+    pictures = torch.zeros(1, 3, 16, 8)
+    assert model.encode(pictures).shape == model.state_shape(pictures) == (1, 3, 8, 4)
+    assert not any(weight.requires_grad for weight in model.first_stage.parameters())
+    train.main(arguments(data, tmp_path / "out", **settings, **{"SOLVER.MAX_EPOCHS": 1}))
+    sample_into(tmp_path / "samples", data, tmp_path, **settings, **{"BBDM.WEIGHT": tmp_path / "out" / "bridge_1.pth"})
+    assert len(list((tmp_path / "samples").glob("*.png"))) == 6
+
+    torch.save(build_empty_first_stage(load_cfg(None, arguments(data, tmp_path))).state_dict(), tmp_path / "stage.pth")
+    with pytest.raises(CheckpointError, match=r"stage\.pth does not fit the model: .*see BBDM.FIRST_STAGE_\*"):
+        train.main(arguments(data, tmp_path / "out", **settings))
