@@ -83,7 +83,10 @@ def load(path: str | Path) -> Any:
         UnicodeDecodeError,
         AttributeError,
         SafetensorError,
+        OSError,
     ) as error:
+        if isinstance(error, OSError) and error.filename:
+            raise  # the disk's; torch's own, of an archive that is cut short, names no file
         raise CheckpointError(
             f"{path} is no checkpoint or is cut short; it should be a file written by torch.save or a {SAFETENSORS} file"
         ) from error
