@@ -68,7 +68,7 @@ def _model() -> CfgNode:
     node.DEVICE = "auto"  # 'auto' | 'cpu' | 'cuda' | 'cuda:1' ...
     node.DEVICE_ID = "0"  # which GPU a single process takes when DEVICE names none
     node.NAME = "transformer"  # also the first part of checkpoint names
-    node.TRANSFORMER_TYPE = "None"  # 'vit_{base,small,tiny}_patch16_224_TransOSS'
+    node.TRANSFORMER_TYPE = "None"  # 'vit_{base,small,tiny,mini}_patch16_224_TransOSS'
     node.STRIDE_SIZE = [16, 16]  # below the patch size 16: overlapping patches
     node.PRETRAIN_CHOICE = "imagenet"  # what to take of PRETRAIN_PATH; 'none' (or False): nothing
     node.PRETRAIN_PATH = ""  # a weights file to start training from, or timm:NAME; testing does not read it

@@ -11,8 +11,9 @@ SIZES = {
     "vit_base_patch16_224_TransOSS": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "vit_small_patch16_224_TransOSS": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "vit_tiny_patch16_224_TransOSS": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "vit_mini_patch16_224_TransOSS": {"embed_dim": 192, "depth": 6, "num_heads": 3},
 }
-"""MODEL.TRANSFORMER_TYPE -> sizes, those of ViT and DeiT."""
+"""MODEL.TRANSFORMER_TYPE -> sizes: those of ViT and DeiT, and half of tiny for demos on a CPU."""
 
 
 def build_model(cfg, num_identities: int = 0) -> ReIDModel:

@@ -113,11 +113,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.make_dataset",
         description="Write a procedural data set in HOSS layout.",
-        epilog="example:\n  python -m tools.make_dataset --output data/synthetic --ships 240 --test-ships 80 --views 3",
+        epilog="example:\n  python -m tools.make_dataset --output data/synthetic --ships 320 --test-ships 80 --views 3",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="folder that will hold HOSS/; new or empty")
-    parser.add_argument("--ships", type=int, default=240, help="identities, training and test together (240)")
+    parser.add_argument("--ships", type=int, default=320, help="identities, training and test together (320)")
     parser.add_argument("--test-ships", type=int, default=80, help="how many of them are for testing (80)")
     parser.add_argument("--views", type=int, default=3, help="chips of a ship by each sensor, 2 or more (3)")
     parser.add_argument("--distractors", type=int, default=40, help="gallery chips that match nothing (40)")
