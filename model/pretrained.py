@@ -181,9 +181,9 @@ def _fit_backbone(tensors: Mapping[str, Tensor], source: Source, backbone: nn.Mo
             continue
         fitted[name], state, manner = _fit_tensor(name, value, source, target[name], backbone.grid_size)
         entries.append(Entry(name, state, target[name].numel(), manner))
-    for name in target.keys() - fitted.keys():
+    for name in target:
         twin = name.replace("patch_embed_SAR.", "patch_embed.")
-        if twin in fitted:
+        if name not in fitted and twin in fitted:
             fitted[name] = fitted[twin]
             entries.append(Entry(name, "copied", target[name].numel(), "from the optical stem"))
     entries += [_missing(name, value) for name, value in target.items() if name not in fitted]

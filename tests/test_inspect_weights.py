@@ -1,0 +1,162 @@
+"""Files are made, inspected, and used with the very lines that the inspection gives."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import tools.inspect_weights as tool
+from configs import load_cfg
+from model.build import build_model
+from model.heads import Linear
+from model.pretrained import load_pretrained, load_weights
+from model.reid import ReIDModel
+from model.transoss import TransOSS
+from tools.inspect_weights import Finding, inspect, main, picture_of
+from utils.checkpoint import save
+from utils.errors import CheckpointError
+
+TINY = {"embed_dim": 192, "depth": 2, "num_heads": 3}
+
+
+@pytest.fixture(autouse=True)
+def two_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make vit_tiny two blocks deep, to keep the tests short."""
+    monkeypatch.setitem(tool.SIZES, "vit_tiny_patch16_224_TransOSS", TINY)
+
+
+def model_tensors(*, img_size=(256, 128), stride=(16, 16), identities: int = 9, **options) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return ReIDModel(TransOSS(img_size=img_size, stride=stride, **TINY, **options), Linear(192, identities)).state_dict()
+
+
+def write(path: Path, content: dict) -> str:
+    save(path, content)
+    return str(path)
+
+
+def lines_to(purpose: str, finding: Finding, folder: Path) -> Path:
+    """The lines that the finding gives for a purpose, as a file."""
+    path = folder / "lines.yml"
+    path.write_text(next(lines for what, lines in finding.uses if what.startswith(purpose)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "img_size, stride, options",
+    [
+        ((256, 128), 16, {}),
+        ((256, 128), 12, {}),
+        ((384, 128), 16, {"size_embedding": False}),
+        ((256, 256), 16, {"modality_embedding": False}),
+        ((64, 32), 16, {}),
+    ],
+)
+def test_lines_to_test_with_rebuild_the_model(tmp_path: Path, img_size: tuple, stride: int, options: dict) -> None:
+    tensors = model_tensors(img_size=img_size, stride=(stride, stride), **options)
+    path = write(tmp_path / "transformer_10.pth", tensors)
+    finding = inspect(path)
+    assert finding.kind.startswith("a re-identification model")
+    assert dict(finding.sizes)["identities"] == "9"
+    cfg = load_cfg(lines_to("test", finding, tmp_path))
+    model = build_model(cfg)
+    load_weights(cfg.TEST.WEIGHT, model)
+    own = model.state_dict()
+    assert own.keys() == tensors.keys() - {"classifier.weight"}
+    assert all(torch.equal(value, tensors[name]) for name, value in own.items())
+
+
+def test_lines_to_start_with_take_the_backbone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", pretrained=False, img_size=70, patch_size=14, init_values=0.1, reg_tokens=4, depth=2
+    )
+    path = write(tmp_path / "dino.safetensors", vit.half().state_dict())
+    finding = inspect(path)
+    sizes = dict(finding.sizes)
+    assert finding.kind == "a Vision Transformer for ordinary pictures"
+    assert (sizes["width"], sizes["blocks"], sizes["patch"], sizes["layer scale"]) == ("192", "2", "14 x 14", "yes")
+    assert sizes["heads"].startswith("3, ")
+    assert sizes["patches"].startswith("25, 5 x 5")
+    assert (sizes["other tokens"], sizes["types"]) == ("4", "float16")
+    cfg = load_cfg(lines_to("start", finding, tmp_path))
+    report = load_pretrained(cfg.MODEL.PRETRAIN_PATH, build_model(cfg), choice=cfg.MODEL.PRETRAIN_CHOICE)
+    assert {"pos_embed", "patch_embed.proj.weight"} == set(report.names("resized"))
+
+
+def test_a_training_state(tmp_path: Path) -> None:
+    path = write(tmp_path / "last.pth", {"model": model_tensors(), "optimizers": [{}], "epoch": 3})
+    finding = inspect(path)
+    assert finding.kind.startswith("a training state after epoch 3, with a re-identification model")
+    assert path == load_cfg(lines_to("resume", finding, tmp_path)).SOLVER.RESUME
+
+
+def test_the_output_of_pretraining_can_start_but_not_be_tested(tmp_path: Path) -> None:
+    tensors = {name.removeprefix("base."): value for name, value in model_tensors().items() if name.startswith("base.")}
+    finding = inspect(write(tmp_path / "pre.pth", tensors))
+    assert finding.kind == "a TransOSS backbone, without a neck"
+    assert [what for what, _ in finding.uses] == ["start training from it"]
+
+
+def test_a_size_without_a_model(tmp_path: Path) -> None:
+    tensors = TransOSS(img_size=(32, 32), embed_dim=64, depth=1, num_heads=1).state_dict()
+    finding = inspect(write(tmp_path / "w.pth", tensors))
+    assert finding.fits == "no MODEL.TRANSFORMER_TYPE: none is of width 64 with 1 blocks"
+    assert finding.uses == ()
+
+
+def test_bridges_and_first_stages(tmp_path: Path) -> None:
+    bridge = {"model": {"denoise_fn.input_blocks.0.0.weight": torch.ones(2), "vqgan.quantize.embedding.weight": torch.ones(2)}}
+    path = write(tmp_path / "bridge.pth", bridge)
+    assert path == load_cfg(lines_to("sample", inspect(path), tmp_path)).BBDM.WEIGHT
+    path = write(tmp_path / "vq.pth", {"quantize.embedding.weight": torch.ones(2), "encoder.conv_in.weight": torch.ones(2)})
+    assert path == load_cfg(lines_to("sample", inspect(path), tmp_path)).BBDM.FIRST_STAGE
+
+
+@pytest.mark.parametrize(
+    "size, stride, grid",
+    [((256, 128), 16, (16, 8)), ((256, 128), 12, (21, 10)), ((384, 384), 16, (24, 24)), ((80, 48), 16, (5, 3))],
+)
+def test_pictures_of_a_grid(size: tuple, stride: int, grid: tuple) -> None:
+    assert picture_of(grid) == (size, stride)
+
+
+def test_names_with_odd_characters_survive_the_lines(tmp_path: Path) -> None:
+    (tmp_path / "é: #1 'x'").mkdir()
+    path = write(tmp_path / "é: #1 'x'" / "w.pth", model_tensors())
+    assert path == load_cfg(lines_to("test", inspect(path), tmp_path)).TEST.WEIGHT
+
+
+def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = write(tmp_path / "w.pth", model_tensors())
+    main([path])
+    text = capsys.readouterr().out
+    assert text.startswith(f"{path} is a re-identification model")
+    assert "It fits vit_tiny_patch16_224_TransOSS (100.0 %" in text
+    assert "what became of the tensors" in text
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (nn.Linear(2, 2).state_dict(), "holds no Vision Transformer"),
+        ({"epoch": 3}, "holds no tensors by name"),
+        ({"model": {"cls_token": torch.ones(1)}, "hook": os.getcwd}, "could run code, so it was not read"),
+    ],
+)
+def test_other_files_are_named(tmp_path: Path, content: dict, message: str) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=rf"w\.pth .*{message}"):
+        inspect(str(tmp_path / "w.pth"))
+
+
+def test_the_command_ends_in_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.inspect_weights", str(tmp_path / "absent.pth")]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: there is no checkpoint") and ended.stderr.count("\n") == 1
