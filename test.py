@@ -15,7 +15,7 @@ from processor.fusion import find_samples, fuse_images
 from utils import distributed
 from utils.checkpoint import sha256
 from utils.cli import config_parser, run
-from utils.device import build_device, build_precision
+from utils.device import Precision, build_device
 from utils.files import write_json
 from utils.log import describe_environment, make_output_dir, setup_logging
 
@@ -33,8 +33,8 @@ def test(cfg, device) -> None:
     model.to(device)
     samples = find_samples(data.images, query_dir=cfg.DATASETS.QUERY_ADD_DIR, gallery_dir=cfg.DATASETS.GALLERY_ADD_DIR)
     share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
-    precision = build_precision(cfg, device)
-    extract = partial(extract_features, model, device=device, precision=precision, neck=cfg.TEST.NECK_FEAT)
+    float32 = Precision(device.type)
+    extract = partial(extract_features, model, device=device, precision=float32, neck=cfg.TEST.NECK_FEAT)
     features = extract(build_test_loader(cfg, data.images, **share), count=len(data.images), description="features")
     fused = None
     if samples is not None:

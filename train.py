@@ -17,7 +17,7 @@ from solver.schedule import build_schedule
 from utils import distributed
 from utils.checkpoint import load
 from utils.cli import config_parser, run
-from utils.device import build_device, build_precision
+from utils.device import Precision, build_device, build_precision
 from utils.files import write_json, write_text
 from utils.log import describe_environment, make_output_dir, setup_logging
 from utils.seed import seed_everything
@@ -31,7 +31,7 @@ def build_trainer(cfg, data: HossData, device) -> Trainer:
     if cfg.MODEL.PRETRAIN_CHOICE != "none" and not cfg.SOLVER.RESUME:
         if not cfg.MODEL.PRETRAIN_PATH:
             raise ConfigError("MODEL.PRETRAIN_PATH is empty; name the weights to start from, or set MODEL.PRETRAIN_CHOICE none")
-        load_pretrained(cfg.MODEL.PRETRAIN_PATH, model, choice=cfg.MODEL.PRETRAIN_CHOICE)
+        load_pretrained(cfg.MODEL.PRETRAIN_PATH, model, choice=cfg.MODEL.PRETRAIN_CHOICE, partial=cfg.MODEL.PRETRAIN_PARTIAL)
     model.to(device)
     criterion = build_criterion(cfg, num_identities=data.num_identities, num_features=model.base.num_features)
     criterion.load_state_dict(distributed.broadcast(criterion.state_dict()))  # the network's wrapper does this for the network
@@ -61,7 +61,7 @@ def evaluate_trainer(cfg, trainer: Trainer, data: HossData, loader) -> dict[str,
         loader,
         count=len(data.images),
         device=trainer.device,
-        precision=trainer.precision,
+        precision=Precision(trainer.device.type),  # float32, as in testing
         neck=cfg.TEST.NECK_FEAT,
     )
     return evaluate(data.protocols, data.images, features, build_ranking(cfg, trainer.device))

@@ -70,7 +70,7 @@ class Score:
         queries, queries_counted, gallery: numbers of images; a query without a match in the gallery does not count.
         distractors: gallery images that match no query.
         chance: expected R1 of a random ranking, the mean of matches / gallery over the queries that count.
-        mAP_interval, R1_interval: 95 % intervals, ships resampled.
+        mAP_interval, R1_interval: 95 % intervals that allow for several queries of a ship (`utils.intervals`).
     """
 
     mAP: float

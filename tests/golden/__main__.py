@@ -9,9 +9,7 @@ from tests.golden import FOLDER, check_folder
 
 def main() -> None:
     """Print a line for each file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.golden", description="Check golden vectors, a line each."
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.golden", description="Check golden vectors, a line each.")
     parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=FOLDER, help="folder of .npz files")
     folder = parser.parse_args().folder
     if not any(folder.glob("*.npz")):
