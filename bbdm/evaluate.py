@@ -1,0 +1,206 @@
+"""Compare generated with real SAR pictures: `python -m bbdm.evaluate --config_file FILE BBDM.WEIGHT FILE [KEY VALUE ...]`."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bbdm import measures
+from bbdm.data import Pair, PairDataset, PairLists, build_pairs, build_rendering
+from bbdm.embedding import train_embedding
+from bbdm.model import BridgeModel, SamplerSettings, build_model, build_sampler_settings
+from bbdm.noise import sample_seed, seeded_normal
+from configs import load_cfg
+from utils import checkpoint, cli
+from utils.device import build_device, build_precision
+from utils.errors import DataError, UsageError
+from utils.files import write_json
+from utils.log import make_output_dir, progress, setup_logging, table
+
+logger = logging.getLogger(__name__)
+
+RESAMPLES = 2000
+
+LOWER_IS_BETTER = ("L1", "histogram", "contrast", "spectrum", "features", "rank")
+HIGHER_IS_BETTER = ("SSIM", "diversity", "top1")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measure's mean over places, and the range of its 95 % bootstrap over places.
+
+    Attributes:
+        mean: over pictures.
+        low: 2.5th percentile.
+        high: 97.5th percentile.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def draw(
+    model: BridgeModel,
+    pictures: Sequence[Tensor],
+    names: Sequence[str],
+    settings: SamplerSettings,
+    *,
+    count: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> Tensor:
+    """Draw `count` samples of each optical picture (3, H, W) in [-1, 1]: (N, K, H, W) grey in 0..1, on the CPU."""
+    jobs = [(index, k) for index in range(len(pictures)) for k in range(count)]
+    samples = []
+    with progress(-(-len(jobs) // batch_size) * settings.steps, "sampling", unit="call") as bar:
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            optical = torch.stack([pictures[index] for index, _ in batch]).to(device)
+            seeds = torch.tensor([sample_seed(seed, names[index], k) for index, k in batch], device=device)
+            shape = model.state_shape(optical)[1:]
+            noise = lambda step, seeds=seeds, shape=shape: seeded_normal(seeds, step, shape)  # noqa: E731
+            samples.append(measures.to_grey(model.sample(optical, settings, noise, on_call=bar.update)).cpu())
+    return torch.cat(samples).unflatten(0, (len(pictures), count))
+
+
+def compare(
+    samples: Tensor, real: Tensor, places: Sequence[str], embed: Callable[[Tensor], Tensor], *, resamples: int = RESAMPLES
+) -> dict[str, Figure]:
+    """Every measure of samples against real SAR pictures of the same places.
+
+    Args:
+        samples: (N, K, H, W) grey in 0..1; a baseline has K = 1.
+        real: (N, H, W).
+        places: of each picture; intervals come from resampling places.
+        embed: pictures (N, H, W) -> features (N, D).
+        resamples: of the bootstrap.
+
+    Returns:
+        By name. L1 and SSIM are of the mean of the K samples, the others of single samples. `rank` is that of the nearest real
+        picture of the right place when a sample is the query and all real ones are the gallery, `top1` how often it is 1.
+    """
+    count = samples.shape[1]
+    singles, targets = samples.flatten(0, 1), real.repeat_interleave(count, dim=0)
+    mean = samples.mean(dim=1)
+    number = torch.tensor(np.unique(np.asarray(places), return_inverse=True)[1])
+    features, real_features = embed(singles), embed(real)
+    ranks = measures.match_ranks(features, real_features, number.repeat_interleave(count), number)
+    single_values = {
+        "histogram": measures.histogram_distance(singles, targets),
+        "contrast": measures.contrast_distance(singles, targets),
+        "spectrum": measures.spectrum_distance(singles, targets),
+        "features": measures.feature_distance(features, real_features.repeat_interleave(count, dim=0)),
+        "rank": ranks.float(),
+        "top1": (ranks == 1).float(),
+    }
+    values = {"L1": measures.l1(mean, real), "SSIM": measures.ssim(mean, real)}
+    values |= {name: value.view(-1, count).mean(dim=1) for name, value in single_values.items()}
+    values["diversity"] = measures.diversity(samples)
+    return {name: bootstrap(value.numpy(), number.numpy(), resamples=resamples) for name, value in values.items()}
+
+
+def bootstrap(values: np.ndarray, places: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Figure:
+    """Mean of `values` (N,) with its 95 % range over resampled `places` (N,) int."""
+    sums, sizes = np.bincount(places, values), np.bincount(places)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (resamples, len(sums)))
+    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Figure(float(values.mean()), float(low), float(high))
+
+
+def verdict(figures: dict[str, dict[str, Figure]]) -> list[str]:
+    """Sentences that say where the generated pictures do not beat both baselines."""
+    lost = []
+    for name in (*LOWER_IS_BETTER, "SSIM", "top1"):
+        sign = 1 if name in LOWER_IS_BETTER else -1
+        better = [
+            base
+            for base in figures
+            if base != "generated" and sign * figures[base][name].mean <= sign * figures["generated"][name].mean
+        ]
+        if better:
+            lost.append(f"{name}: generated pictures do not beat {' and '.join(better)}")
+    return lost or ["generated pictures beat both baselines in every measure"]
+
+
+def build_comparison(cfg, device: torch.device) -> dict[str, dict[str, Figure]]:
+    """Sample the held-out pairs of BBDM.PAIRS and compare: generated pictures and the two baselines."""
+    if not cfg.BBDM.WEIGHT:
+        raise UsageError("BBDM.WEIGHT is empty; name the checkpoint of a bridge")
+    settings = build_sampler_settings(cfg)
+    pairs: PairLists = build_pairs(cfg)
+    if not pairs.validation:
+        raise DataError("no pair is held out; set BBDM.HOLD_OUT_EVERY as in training, or give val/ folders")
+    model = build_model(cfg, device, build_precision(cfg, device), weights=cfg.BBDM.WEIGHT)
+    model.network.eval().requires_grad_(False)
+    held_out, train = (_read(cfg, part) for part in (pairs.validation, pairs.train))
+    names = [pair.optical.name for pair in pairs.validation]
+    samples = draw(
+        model,
+        held_out[:, 0],
+        names,
+        settings,
+        count=cfg.BBDM.SAMPLE_NUM,
+        seed=cfg.SOLVER.SEED,
+        batch_size=cfg.BBDM.SAMPLE_BATCH,
+        device=device,
+    )
+    optical, real = measures.to_grey(held_out[:, 0]), measures.to_grey(held_out[:, 1])
+    known = measures.to_grey(train[:, 1])
+    embed = train_embedding(known, seed=cfg.SOLVER.SEED)
+    mean_picture = known.mean(dim=0).expand_as(real)
+    methods = {"generated": samples, "grey optical": optical[:, None], "mean SAR": mean_picture[:, None]}
+    places = [pair.place for pair in pairs.validation]
+    return {name: compare(pictures, real, places, embed) for name, pictures in methods.items()}
+
+
+def _read(cfg, pairs: Sequence[Pair]) -> Tensor:
+    """(N, 2, 3, H, W) in [-1, 1]: optical and SAR of each pair, cut at a place that only its index decides."""
+    dataset = PairDataset(pairs, cfg.BBDM.IMAGE_SIZE, build_rendering(cfg), crop=cfg.BBDM.CROP)
+    items = []
+    with progress(len(pairs), "reading pairs", unit="pair") as bar:
+        for index in range(len(pairs)):
+            item = dataset[index]
+            if isinstance(item, DataError):
+                raise item
+            items.append(item[0])
+            bar.update()
+    return torch.stack(items)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the command line, compare, print a table and write evaluation.json."""
+    parser = cli.config_parser(
+        "python -m bbdm.evaluate",
+        "Compare generated with real SAR pictures of held-out pairs, beside two baselines. For ships in the feature space of a "
+        "ReID network, give test.py the samples and TEST.FUSION_TAU 1: generated pictures alone are then the queries.",
+        "python -m bbdm.evaluate --config_file configs/bbdm_qxs.yml BBDM.WEIGHT logs/bbdm_qxs/bridge_100.pth OUTPUT_DIR out",
+    )
+    options = parser.parse_args(arguments)
+    setup_logging()
+    cfg = load_cfg(options.config_file, options.overrides)
+    folder = make_output_dir(cfg.OUTPUT_DIR)
+    figures = build_comparison(cfg, build_device(cfg))
+    columns = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER)
+    rows = [[name, *(f"{values[column].mean:.4f}" for column in columns)] for name, values in figures.items()]
+    arrows = [f"{column} {'-' if column in LOWER_IS_BETTER else '+'}" for column in columns]
+    logger.info("%s\n(-: lower is better, +: higher)", table(["pictures", *arrows], rows))
+    for sentence in verdict(figures):
+        logger.info("%s", sentence)
+    content = {
+        "weights": {"path": cfg.BBDM.WEIGHT, "sha256": checkpoint.sha256(cfg.BBDM.WEIGHT)},
+        "sampler": asdict(build_sampler_settings(cfg)),
+        "samples_per_image": cfg.BBDM.SAMPLE_NUM,
+        "figures": {name: {key: asdict(figure) for key, figure in values.items()} for name, values in figures.items()},
+        "verdict": verdict(figures),
+    }
+    write_json(folder / "evaluation.json", content)
+
+
+if __name__ == "__main__":
+    cli.run(main)

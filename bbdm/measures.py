@@ -1,0 +1,103 @@
+"""How near generated SAR pictures are to real ones: functions of tensors.
+
+Legend: N pictures, K samples of one, H x W pixels; grey values in 0..1, float32. Speckle makes two real SAR pictures of one
+scene differ pixel by pixel, so a single sample is judged by what speckle leaves alone: the distribution of its values, their
+local contrast, their spectrum, and its place in a feature space. Only the mean of many samples is judged pixel by pixel.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HISTOGRAM_BINS = 64
+SPECKLE_WINDOW = 7
+SSIM_SIGMA = 1.5
+
+
+def to_grey(pictures: Tensor) -> Tensor:
+    """(..., 3, H, W) in [-1, 1] -> (..., H, W) in 0..1: the mean of the bands, clipped."""
+    return pictures.float().mean(dim=-3).add(1).div(2).clamp(0, 1)
+
+
+def l1(first: Tensor, second: Tensor) -> Tensor:
+    """(N, H, W) twice -> (N,) mean absolute difference."""
+    return (first - second).abs().mean(dim=(1, 2))
+
+
+def ssim(first: Tensor, second: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004; Gaussian window of 11 pixels): (N, H, W) twice -> (N,), 1 for equal pictures."""
+    offsets = torch.arange(-5, 6, dtype=torch.float32)
+    line = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    window = (line[:, None] * line[None]) / line.sum() ** 2
+
+    def blur(pictures: Tensor) -> Tensor:
+        return F.conv2d(pictures[:, None], window[None, None])[:, 0]
+
+    mean_1, mean_2 = blur(first), blur(second)
+    variance_1, variance_2 = blur(first**2) - mean_1**2, blur(second**2) - mean_2**2
+    covariance = blur(first * second) - mean_1 * mean_2
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)
+    return (similarity / ((mean_1**2 + mean_2**2 + c1) * (variance_1 + variance_2 + c2))).mean(dim=(1, 2))
+
+
+def histogram_distance(first: Tensor, second: Tensor) -> Tensor:
+    """First Wasserstein distance between the distributions of grey values: (N, H, W) twice, of one size -> (N,)."""
+    return (first.flatten(1).sort(dim=1).values - second.flatten(1).sort(dim=1).values).abs().mean(dim=1)
+
+
+def speckle_contrast(pictures: Tensor) -> Tensor:
+    """Median over windows of 7 x 7 of standard deviation by mean, black windows left out: (N, H, W) -> (N,)."""
+    mean = F.avg_pool2d(pictures[:, None], SPECKLE_WINDOW, stride=1)
+    variance = (F.avg_pool2d(pictures[:, None] ** 2, SPECKLE_WINDOW, stride=1) - mean**2).clamp(min=0)
+    ratio = torch.where(mean > 1e-3, variance.sqrt() / mean.clamp(min=1e-3), math.nan)
+    return ratio.flatten(1).nanmedian(dim=1).values.nan_to_num(0.0)
+
+
+def spectrum(pictures: Tensor) -> Tensor:
+    """Log10 of the power at each distance from frequency 0, averaged over directions: (N, H, W) -> (N, min(H, W) / 2)."""
+    height, width = pictures.shape[1:]
+    power = torch.fft.fft2(pictures - pictures.mean(dim=(1, 2), keepdim=True)).abs().square() / (height * width)
+    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None])
+    count = min(height, width) // 2
+    ring = (radius * 2 * count).round().long().clamp(max=count).flatten()
+    sums = torch.zeros(len(pictures), count + 1).index_add_(1, ring, power.flatten(1))
+    means = sums / torch.bincount(ring, minlength=count + 1)
+    return means[:, 1:].clamp(min=1e-8).log10()
+
+
+def spectrum_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Mean absolute difference of `spectrum`: (N, H, W) twice -> (N,), in powers of ten."""
+    return (spectrum(first) - spectrum(second)).abs().mean(dim=1)
+
+
+def contrast_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Absolute difference of `speckle_contrast`: (N, H, W) twice -> (N,)."""
+    return (speckle_contrast(first) - speckle_contrast(second)).abs()
+
+
+def feature_distance(first: Tensor, second: Tensor) -> Tensor:
+    """1 - cosine: (N, D) twice -> (N,), 0..2."""
+    return 1 - F.cosine_similarity(first, second, dim=1)
+
+
+def diversity(samples: Tensor) -> Tensor:
+    """Mean L1 between two samples of a picture: (N, K, H, W) -> (N,); 0 for K = 1."""
+    count = samples.shape[1]
+    if count == 1:
+        return torch.zeros(len(samples))
+    total = sum((samples[:, i] - samples[:, j]).abs().mean(dim=(1, 2)) for i in range(count) for j in range(i))
+    return total / (count * (count - 1) / 2)
+
+
+def match_ranks(queries: Tensor, gallery: Tensor, query_places: Tensor, gallery_places: Tensor) -> Tensor:
+    """Rank, from 1, of the nearest gallery feature of a query's own place: (Q, D), (G, D), (Q,), (G,) -> (Q,) int64.
+
+    Features are compared by cosine. Every query needs a match.
+    """
+    similarity = F.normalize(queries, dim=1) @ F.normalize(gallery, dim=1).T
+    matches = query_places[:, None] == gallery_places[None]
+    best = similarity.masked_fill(~matches, -2.0).max(dim=1, keepdim=True).values
+    return ((similarity > best) & ~matches).sum(dim=1) + 1
