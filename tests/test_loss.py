@@ -88,6 +88,15 @@ def test_one_chip_of_each_sensor_has_a_finite_gradient(squared):
     assert features.grad.any(1).all()
 
 
+def test_one_chip_of_each_sensor_is_the_gap_of_its_means_alone():
+    """In float32 a mean square less a squared mean is rounding, whose square root would have a slope of its own."""
+    ours = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    classwise_alignment(ours, torch.tensor([0, 0]), torch.tensor([0, 1])).backward()
+    functional.normalize(theirs).diff(dim=0).norm().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_features_that_are_all_equal_have_finite_gradients(value):
     """A network that has collapsed, or has not begun: every distance is 0."""
