@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Sequence
 
-from configs import ConfigError, load_cfg
+from configs import load_cfg
 from datasets.hoss import HossData, read_hoss
 from datasets.loaders import build_test_loader, build_train_loader
 from loss.criterion import build_criterion
 from model.build import build_model
-from model.pretrained import load_pretrained
+from model.pretrained import build_start
 from processor.evaluate import Evaluation, build_ranking, evaluate
 from processor.features import extract_features
 from processor.train import Trainer, build_run, fit
@@ -28,10 +28,8 @@ logger = logging.getLogger("train")
 def build_trainer(cfg, data: HossData, device) -> Trainer:
     """Model, objective, optimisers and schedule, at the start or where SOLVER.RESUME left off."""
     model = build_model(cfg, data.num_identities)
-    if cfg.MODEL.PRETRAIN_CHOICE != "none" and not cfg.SOLVER.RESUME:
-        if not cfg.MODEL.PRETRAIN_PATH:
-            raise ConfigError("MODEL.PRETRAIN_PATH is empty; name the weights to start from, or set MODEL.PRETRAIN_CHOICE none")
-        load_pretrained(cfg.MODEL.PRETRAIN_PATH, model, choice=cfg.MODEL.PRETRAIN_CHOICE, partial=cfg.MODEL.PRETRAIN_PARTIAL)
+    if not cfg.SOLVER.RESUME:
+        build_start(cfg, model)
     model.to(device)
     criterion = build_criterion(cfg, num_identities=data.num_identities, num_features=model.base.num_features)
     criterion.load_state_dict(distributed.broadcast(criterion.state_dict()))  # the network's wrapper does this for the network

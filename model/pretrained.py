@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
 from model.build import SIZES
-from model.sources import Source, position_prefix, sort_tensors
+from model.sources import Source, position_prefix, read_weights, sort_tensors
 from utils.checkpoint import load_state_dict
 from utils.errors import CheckpointError, UsageError
 from utils.log import table
@@ -26,9 +25,6 @@ LEAST_SHARE = 0.9
 
 STATES = ("loaded", "folded", "resized", "copied", "missing", "skipped")
 """What may become of a tensor. folded: loaded times its layer scale; copied: the SAR stem from the optical one."""
-
-TIMM = "timm:"
-"""Before the name of a model whose weights timm downloads."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +251,18 @@ def _check_sizes(source: Source, backbone: nn.Module) -> None:
     )
 
 
+def build_start(cfg, model: nn.Module) -> LoadReport:
+    """Start `model` as MODEL.PRETRAIN_* says; see `load_pretrained`.
+
+    Raises:
+        UsageError: something is to be taken of no file.
+    """
+    choice, path = cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_PATH
+    if choice != "none" and not path:
+        raise UsageError("MODEL.PRETRAIN_PATH is empty; name the weights to start from, or set MODEL.PRETRAIN_CHOICE none")
+    return load_pretrained(path, model, choice=choice, partial=cfg.MODEL.PRETRAIN_PARTIAL)
+
+
 def load_pretrained(path: str | Path, model: nn.Module, *, choice: str, partial: bool = False) -> LoadReport:
     """Start `model` from the weights `path`, and log a table of what became of every tensor.
 
@@ -323,21 +331,3 @@ def load_weights(path: str | Path, model: nn.Module) -> LoadReport:
         )
     logger.info("%s\n%s", path, report.table())
     return report
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, or of timm's model NAME for `timm:NAME`; arguments and errors of `load_pretrained`."""
-    if not str(path).startswith(TIMM):
-        return load_state_dict(path)
-    name = str(path).removeprefix(TIMM)
-    if not timm.models.is_model_pretrained(name):
-        raise UsageError(
-            f"MODEL.PRETRAIN_PATH is {path}, and timm has no pretrained model of that name; see timm.list_pretrained()"
-        )
-    try:
-        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
-    except Exception as error:  # each layer below (hub, sockets, disk) has exceptions of its own
-        raise CheckpointError(
-            f"{path} cannot be downloaded ({type(error).__name__}); go online, or save the model's weights where you are "
-            "online and name the file"
-        ) from error

@@ -10,11 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import timm
 import torch
 from torch import Tensor
 
-from utils.errors import CheckpointError
+from utils.checkpoint import load_state_dict
+from utils.errors import CheckpointError, UsageError
 
 BACKBONE_NAME = re.compile(r"((?:.*\.)?)(?:patch_embed\.proj\.weight$|pos_embed$|cls_token$|blocks\.\d)")
 """Matches tensors that every Vision Transformer has; the group is the prefix of its names."""
@@ -37,6 +40,9 @@ OTHER_ATTENTION = re.compile(r"blocks\.\d+\.attn\.(q_norm|k_norm|relative_positi
 
 SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 """Layer scale of a block -> the linear map whose output it multiplies."""
+
+TIMM = "timm:"
+"""Before the name of a model whose weights timm downloads."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,29 @@ class Source:
         if weight is None or weight.dim() != 2:
             return None
         return weight.shape[1] if weight.shape[0] == self.width else weight.shape[0]  # amsoftmax: (D, C)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, or of timm's model NAME for `timm:NAME`.
+
+    Raises:
+        CheckpointError: see `utils.checkpoint.load_state_dict`; also weights that cannot be downloaded.
+        UsageError: timm has no weights of that name.
+    """
+    if not str(path).startswith(TIMM):
+        return load_state_dict(path)
+    name = str(path).removeprefix(TIMM)
+    if not timm.models.is_model_pretrained(name):
+        raise UsageError(
+            f"MODEL.PRETRAIN_PATH is {path}, and timm has no pretrained model of that name; see timm.list_pretrained()"
+        )
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # each layer below (hub, sockets, disk) has exceptions of its own
+        raise CheckpointError(
+            f"{path} cannot be downloaded ({type(error).__name__}); go online, or save the model's weights where you are "
+            "online and name the file"
+        ) from error
 
 
 def sort_tensors(tensors: Mapping[str, Tensor]) -> Source:
@@ -145,6 +174,8 @@ def _check_kind(backbone: Mapping[str, Tensor]) -> None:
         raise CheckpointError("holds a Vision Transformer without patch_embed.proj.weight; a linear patch stem is needed")
     if stem.dim() == 4 and stem.shape[1] != 3:
         raise CheckpointError(f"holds a Vision Transformer for pictures of {stem.shape[1]} bands; one for 3 bands is needed")
+    if "pos_embed" not in backbone:
+        raise CheckpointError("holds a Vision Transformer without pos_embed (relative or rotary positions?); take a plain one")
     other = next((name for name in backbone if OTHER_ATTENTION.match(name)), None)
     if other:
         raise CheckpointError(f"holds a Vision Transformer of another kind ({other} changes its attention); take a plain one")
@@ -194,7 +225,7 @@ def position_prefix(source: Source, grid: tuple[int, int] | None = None) -> int:
     candidates = dict.fromkeys([every, without_registers, class_tokens, 0])
     patches = {number: count - number for number in candidates if count > number}
     wanted = grid[0] * grid[1] if grid else None
-    if patches.get(every) == wanted:
+    if wanted and patches.get(every) == wanted:
         return every
     squares = [number for number, left in patches.items() if math.isqrt(left) ** 2 == left]
     fitting = [number for number, left in patches.items() if left == wanted]

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from model.heads import Linear
 from model.pretrained import (
     backbone_share,
+    build_start,
     fit_backbone,
     guess_grid,
     load_pretrained,
@@ -358,12 +360,28 @@ def spoil(change: dict) -> dict:
         (lambda: spoil({"blocks.0.attn.q_norm.weight": torch.ones(16)}), "another kind"),
         (lambda: spoil({"pos_embed": torch.zeros(1, 9, 16)}), r"has pos_embed of \[1, 9, 16\]"),
         (lambda: {name: value for name, value in spoil({}).items() if "patch_embed" not in name}, "without patch_embed"),
+        (lambda: {name: value for name, value in spoil({}).items() if name != "pos_embed"}, "without pos_embed"),
     ],
 )
 def test_files_of_another_kind_are_named(tmp_path: Path, tensors, message: str) -> None:
     path = write(tmp_path / "w.pth", tensors())
     with pytest.raises(CheckpointError, match=rf"w\.pth .*{message}"):
         load_pretrained(path, make_model(), choice="imagenet")
+
+
+def test_start_as_configured(tmp_path: Path) -> None:
+    path = write(tmp_path / "shallow.pth", make_model(depth=1).base.state_dict())
+
+    def start(**keys) -> None:
+        defaults = {"PRETRAIN_CHOICE": "imagenet", "PRETRAIN_PATH": str(path), "PRETRAIN_PARTIAL": False}
+        build_start(SimpleNamespace(MODEL=SimpleNamespace(**{**defaults, **keys})), make_model())
+
+    start(PRETRAIN_PARTIAL=True)
+    start(PRETRAIN_CHOICE="none", PRETRAIN_PATH="")
+    with pytest.raises(CheckpointError, match=r"set MODEL\.PRETRAIN_PARTIAL True"):
+        start()
+    with pytest.raises(UsageError, match=r"MODEL\.PRETRAIN_PATH is empty"):
+        start(PRETRAIN_PATH="")
 
 
 def test_an_unknown_choice_is_named() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from model.build import SIZES
-from model.pretrained import TIMM, backbone_share, fit_backbone, fit_model, guess_grid, read_weights, transformer_type
+from model.pretrained import backbone_share, fit_backbone, fit_model, guess_grid, transformer_type
 from model.reid import ReIDModel
-from model.sources import Source, position_prefix, sort_tensors
+from model.sources import TIMM, Source, position_prefix, read_weights, sort_tensors
 from model.transoss import PATCH_SIZE, TransOSS
 from utils.checkpoint import find_state_dict, load, sha256
 from utils.cli import run
@@ -117,8 +117,6 @@ def kind_of(content: Any, source: Source) -> str:
 
 def patch_grid(source: Source) -> tuple[int, int]:
     """Rows and columns of the file's patches, as far as their number tells."""
-    if "pos_embed" not in source.backbone:
-        return RELEASED_GRID
     count = source.backbone["pos_embed"].shape[1] - position_prefix(source)
     return guess_grid(count, RELEASED_GRID)
 
@@ -173,13 +171,12 @@ def try_it(tensors: Mapping[str, Tensor], source: Source, settings: Mapping, nam
 def size_facts(source: Source, grid: tuple[int, int]) -> tuple[tuple[str, str], ...]:
     """The sizes of a Vision Transformer, in words."""
     backbone = source.backbone
-    embedding = backbone.get("pos_embed")
     facts = {
         "width": str(source.width),
         "blocks": str(source.depth),
         "heads": f"{max(1, source.width // HEAD_WIDTH)}, if of width {HEAD_WIDTH} as usual (no tensor tells)",
         "patch": " x ".join(map(str, source.patch)) or "flattened",
-        "patches": "no positions" if embedding is None else f"{grid[0] * grid[1]}, {grid[0]} x {grid[1]} most likely",
+        "patches": f"{grid[0] * grid[1]}, {grid[0]} x {grid[1]} most likely",
         "other tokens": str(sum(source.extra_tokens)),
         "layer scale": _yes(bool(source.folded)),
         "SAR stem": _yes("patch_embed_SAR.proj.weight" in backbone),
