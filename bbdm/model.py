@@ -31,6 +31,7 @@ class SamplerSettings:
         eta: noise of the released sampler, 1 as trained.
         order: of the few-step sampler, 1, 2 or 3.
         clip: clamp estimates of the SAR picture; in pixel space only.
+        grey: give all three bands of a sample their mean.
     """
 
     name: str
@@ -38,6 +39,7 @@ class SamplerSettings:
     eta: float = 1.0
     order: int = 2
     clip: bool = False
+    grey: bool = False
 
 
 class BridgeModel:
@@ -133,17 +135,19 @@ class BridgeModel:
             run = partial(sample_released, steps=released_steps(len(schedule), settings.steps), eta=settings.eta)
         else:
             run = partial(sample_few_steps, steps=few_steps(schedule, settings.steps), order=settings.order)
-        return self.decode(run(denoise, y, schedule=schedule, noise=noise, clip=clip))
+        pictures = self.decode(run(denoise, y, schedule=schedule, noise=noise, clip=clip))
+        return pictures.mean(dim=1, keepdim=True).expand_as(pictures) if settings.grey else pictures
 
 
 def build_sampler_settings(cfg) -> SamplerSettings:
-    """BBDM.SAMPLER, SAMPLE_STEP, ETA, ORDER and CLIP, checked against the schedule."""
+    """BBDM.SAMPLER, SAMPLE_STEP, ETA, ORDER, CLIP and GREY, checked against the schedule."""
     settings = SamplerSettings(
         name=cfg.BBDM.SAMPLER,
         steps=cfg.BBDM.SAMPLE_STEP,
         eta=cfg.BBDM.ETA,
         order=cfg.BBDM.ORDER,
         clip=cfg.BBDM.CLIP,
+        grey=cfg.BBDM.GREY,
     )
     low = 3 if settings.name == "released" else 2
     if not low <= settings.steps <= cfg.BBDM.NUM_TIMESTEPS:

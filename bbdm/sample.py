@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 SPLITS = ("query", "gallery", *(f"{name}/{side}" for name in CROSS_PROTOCOLS for side in ("query", "gallery")))
 
 MODEL_KEYS = (
-    *("SPACE", "OBJECTIVE", "SCHEDULE", "NUM_TIMESTEPS", "MAX_VARIANCE", "IMAGE_SIZE", "CLIP"),
+    *("SPACE", "OBJECTIVE", "SCHEDULE", "NUM_TIMESTEPS", "MAX_VARIANCE", "IMAGE_SIZE", "CLIP", "GREY"),
     *("WIDTH", "MULTIPLIERS", "BLOCKS", "ATTENTION_FACTORS", "HEAD_WIDTH"),
 )
 """Keys of BBDM that decide a sample's pixels beside the sampler's own."""

@@ -84,9 +84,7 @@ def _model() -> CfgNode:
     node.NECK = "bnneck"  # 'no': features go to the classifier as they are
     node.COS_LAYER = False  # no effect
     node.LAST_STRIDE = 1  # no effect
-    node.ID_LOSS_TYPE = (
-        "softmax"  # linear classifier; or a margin head: 'arcface', 'cosface', 'amsoftmax', 'circle'
-    )
+    node.ID_LOSS_TYPE = "softmax"  # linear classifier; or a margin head: 'arcface', 'cosface', 'amsoftmax', 'circle'
     node.ID_LOSS_WEIGHT = 1.0
     node.IF_LABELSMOOTH = "on"  # a tenth of the target goes to all identities
     node.METRIC_LOSS_TYPE = "triplet"  # batch-hard
@@ -233,5 +231,6 @@ def _bbdm() -> CfgNode:
     node.ETA = 1.0  # noise of the released sampler
     node.ORDER = 2  # of the few-step sampler
     node.CLIP = False  # clamp estimates of the SAR picture to [-1, 1]
+    node.GREY = False  # True: a sample's three bands become their mean, as a real SAR picture's are equal
     node.SAMPLE_BATCH = 16  # samples that go through a GPU together
     return node

@@ -185,11 +185,20 @@ def test_a_sample_is_the_same_alone_in_a_batch_and_after_an_interruption(data, t
 
 def test_seed_and_sampler_decide_the_picture(data, trained, sampled, tmp_path):
     whole = pixels({path.name: path for path in sampled.glob("*.png")})
-    for number, settings in enumerate([{"SOLVER.SEED": 5}, {"BBDM.SAMPLER": "released"}, {"BBDM.ORDER": 1}]):
+    for number, settings in enumerate(
+        [{"SOLVER.SEED": 5}, {"BBDM.SAMPLER": "released"}, {"BBDM.ORDER": 1}, {"BBDM.GREY": True}]
+    ):
         folder = tmp_path / str(number)
         sample_into(folder, data, trained, **settings)
         other = pixels({path.name: path for path in folder.glob("*.png")})
         assert not np.array_equal(other["0009_a_RGB_0.png"], whole["0009_a_RGB_0.png"])
+
+
+def test_grey_samples_have_equal_bands(data, trained, tmp_path):
+    sample_into(tmp_path, data, trained, **{"BBDM.GREY": True, "BBDM.SPLITS": "['query']"})
+    picture = np.asarray(Image.open(tmp_path / "0009_a_RGB_0.png")).astype(int)
+    assert np.ptp(picture, axis=2).max() == 0
+    assert np.ptp(picture) > 0
 
 
 def test_a_store_does_not_mix_weights(data, trained, sampled):
