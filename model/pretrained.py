@@ -182,6 +182,9 @@ def _fit_backbone(tensors: Mapping[str, Tensor], source: Source, backbone: nn.Mo
         if name not in fitted and twin in fitted:
             fitted[name] = fitted[twin]
             entries.append(Entry(name, "copied", target[name].numel(), "from the optical stem"))
+        elif name not in fitted and not source.is_transoss and name.endswith(".bias") and f"{name[:-5]}.weight" in fitted:
+            fitted[name] = torch.zeros_like(target[name])
+            entries.append(Entry(name, "loaded", target[name].numel(), "zero, as the file's layer has no bias"))
     entries += [_missing(name, value) for name, value in target.items() if name not in fitted]
     backbone.load_state_dict(fitted, strict=False)
     return entries

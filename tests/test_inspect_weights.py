@@ -110,6 +110,14 @@ def test_a_size_without_a_model(tmp_path: Path) -> None:
     assert finding.uses == ()
 
 
+def test_too_little_for_a_model(tmp_path: Path) -> None:
+    whole = TransOSS(img_size=(256, 128), **TINY).state_dict()
+    tensors = {name: value for name, value in whole.items() if ".mlp." not in name}
+    finding = inspect(write(tmp_path / "w.pth", tensors))
+    assert finding.fits.startswith("no model: it holds ")
+    assert finding.uses == ()
+
+
 def test_bridges_and_first_stages(tmp_path: Path) -> None:
     bridge = {"model": {"denoise_fn.input_blocks.0.0.weight": torch.ones(2), "vqgan.quantize.embedding.weight": torch.ones(2)}}
     path = write(tmp_path / "bridge.pth", bridge)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from model.build import SIZES
-from model.pretrained import backbone_share, fit_backbone, fit_model, guess_grid, transformer_type
+from model.pretrained import LEAST_SHARE, backbone_share, fit_backbone, fit_model, guess_grid, transformer_type
 from model.reid import ReIDModel
 from model.sources import TIMM, Source, position_prefix, read_weights, sort_tensors
 from model.transoss import PATCH_SIZE, TransOSS
@@ -80,15 +80,16 @@ def describe(path: str, content: Any, tensors: Mapping[str, Tensor], source: Sou
     grid = patch_grid(source)
     name = transformer_type(source)
     settings = model_settings(source, grid, name)
+    fits, table = try_it(tensors, source, settings, name)
+    does_fit = not fits.startswith("no ")
     uses = []
     if is_training_state(content):
         uses.append(("resume its training, with the config.yml beside it", yaml_lines({"SOLVER": {"RESUME": path}})))
-    if name and has_whole_model(source):
+    if does_fit and has_whole_model(source):
         uses.append(("test it", yaml_lines({**settings, "TEST": {"WEIGHT": path}})))
-    if name:
+    if does_fit:
         start = {"PRETRAIN_CHOICE": "clip" if source.rest else "imagenet", "PRETRAIN_PATH": path}
         uses.append(("start training from it", yaml_lines({**settings, "MODEL": {**settings["MODEL"], **start}})))
-    fits, table = try_it(tensors, source, settings, name)
     return Finding(kind_of(content, source), (*size_facts(source, grid), *number_facts(tensors)), fits, tuple(uses), table)
 
 
@@ -165,7 +166,10 @@ def try_it(tensors: Mapping[str, Tensor], source: Source, settings: Mapping, nam
         report = fit_model(tensors, ReIDModel(base), classifier=False) if source.rest else fit_backbone(tensors, base)
     except CheckpointError as error:
         return f"no model: it {error}", ""
-    return f"{name} ({100 * backbone_share(report, base):.1f} % of its backbone's parameters)", report.table()
+    share = backbone_share(report, base)
+    if share < LEAST_SHARE:
+        return f"no model: it holds {share:.0%} of the backbone's parameters of {name}", report.table()
+    return f"{name} ({100 * share:.1f} % of its backbone's parameters)", report.table()
 
 
 def size_facts(source: Source, grid: tuple[int, int]) -> tuple[tuple[str, str], ...]:
