@@ -47,8 +47,12 @@ def build_model(cfg, num_identities: int = 0) -> ReIDModel:
     )
     classifier = build_classifier(cfg, base.num_features, num_identities) if num_identities else None
     model = ReIDModel(base, classifier, neck=cfg.MODEL.NECK == "bnneck")
-    # Only contrastive pre-training uses it, and processes that train together wait for the gradient of all that trains.
+    # Processes that train together wait for the gradient of all that trains, so what the objective does not use is frozen.
     model.logit_scale.requires_grad_(cfg.MODEL.PAIR)
+    if cfg.MODEL.PAIR or not cfg.MODEL.ID_LOSS_WEIGHT:
+        for part in (model.bottleneck, model.classifier):
+            if part is not None:
+                part.requires_grad_(False)
     return model
 
 

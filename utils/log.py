@@ -20,12 +20,12 @@ from utils.files import write_text
 
 
 def setup_logging(output_dir: Path | None = None, file_name: str = "log.txt") -> None:
-    """Send log lines of rank 0 to the screen and, if given, to a file of `output_dir`; other ranks tell warnings only."""
+    """Send log lines of rank 0 to the screen and, if given, to a file of `output_dir`; other ranks tell errors only."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    root.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
+    root.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     logging.captureWarnings(True)
     screen = _ScreenHandler()
     screen.setFormatter(logging.Formatter("%(message)s"))
