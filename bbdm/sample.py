@@ -20,7 +20,7 @@ from datasets.records import Modality
 from datasets.transforms import resize
 from utils import checkpoint, cli, distributed
 from utils.device import build_device, build_precision
-from utils.errors import DataError, UsageError
+from utils.errors import CheckpointError, DataError, UsageError
 from utils.log import make_output_dir, progress, setup_logging
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,10 @@ def draw_samples(
 
     Yields:
         Source, k and the picture (height, width, 3) uint8 of the source's own size, in the order of `jobs`.
+
+    Raises:
+        DataError: a chip cannot be read.
+        CheckpointError: the weights give numbers that are not finite.
     """
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     for start in range(0, len(jobs), batch_size):
@@ -88,7 +92,13 @@ def draw_samples(
         optical = to_tensor(np.stack(chips)).to(device, memory_format=layout)
         seeds = torch.tensor([sample_seed(seed, source.name, k) for _, source, k in batch], device=device)
         noise = _noise(seeds, model.state_shape(optical)[1:])
-        generated = to_picture(model.sample(optical, settings, noise, on_call=on_call))
+        drawn = model.sample(optical, settings, noise, on_call=on_call)
+        if not drawn.isfinite().all():
+            names = ", ".join(dict.fromkeys(source.name for _, source, _ in own))
+            raise CheckpointError(
+                f"BBDM.WEIGHT gives pictures that are not finite for {names}; set SOLVER.AMP off, or train again"
+            )
+        generated = to_picture(drawn)
         for (_, source, k), picture in zip(own, generated, strict=False):
             yield source, k, resize(picture, (source.height, source.width), Image.Resampling.BICUBIC)
 

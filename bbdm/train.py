@@ -1,6 +1,7 @@
 """Train the bridge: `python -m bbdm.train --config_file configs/bbdm_hoss.yml [KEY VALUE ...]`."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,22 @@ from utils.seed import seed_everything
 logger = logging.getLogger(__name__)
 
 GRID_ROWS = 4
-GRID_SAMPLER = SamplerSettings(name="few_step", steps=20)
+GRID_STEPS = 20
+
+BOUNDS = (
+    ("ACCUMULATION", 1, math.inf),
+    ("CLIP_GRADIENT", 0, math.inf),
+    ("DROPOUT", 0, 0.99),
+    ("EMA_DECAY", 0, 1),
+    ("EMA_PERIOD", 1, math.inf),
+    ("EMA_START", 0, math.inf),
+    ("GRID_PERIOD", 0, math.inf),
+    ("PLATEAU_FACTOR", 0.01, 0.99),
+    ("PLATEAU_PATIENCE", 0, math.inf),
+    ("PLATEAU_COOLDOWN", 0, math.inf),
+    ("PLATEAU_MIN_LR", 0, math.inf),
+)
+"""Numbers of BBDM.* that training reads: lowest and highest value."""
 
 
 def validate(model: BridgeModel, loader, *, loss: str, seed: int, device: torch.device) -> float:
@@ -55,17 +71,20 @@ def write_grid(path: Path, model: BridgeModel, batch: PairBatch, *, seed: int) -
     optical, sar = batch.optical[:GRID_ROWS], batch.sar[:GRID_ROWS]
     seeds = torch.tensor([sample_seed(seed, "grid", row) for row in range(len(optical))], device=optical.device)
     shape = model.state_shape(optical)[1:]
-    generated = model.sample(optical, GRID_SAMPLER, lambda step: seeded_normal(seeds, step, shape))
+    steps = min(GRID_STEPS, len(model.bridge.schedule))
+    settings = SamplerSettings(name="few_step", steps=steps)
+    generated = model.sample(optical, settings, lambda step: seeded_normal(seeds, step, shape))
     rows = to_picture(torch.cat([optical, sar, generated], dim=3))
     with replacing(path) as temporary:
         Image.fromarray(np.concatenate(list(rows))).save(temporary)
 
 
 def build_recipe(cfg) -> Recipe:
-    """BBDM.LOSS, ACCUMULATION, CLIP_GRADIENT and EMA_*."""
-    for key, low in (("ACCUMULATION", 1), ("CLIP_GRADIENT", 0), ("EMA_PERIOD", 1), ("EMA_START", 0), ("GRID_PERIOD", 0)):
-        if cfg.BBDM[key] < low:
-            raise UsageError(f"BBDM.{key} is {cfg.BBDM[key]}; it is at least {low}")
+    """BBDM.LOSS, ACCUMULATION, CLIP_GRADIENT and EMA_*, with the ranges of these and other numbers of the training checked."""
+    for key, low, high in BOUNDS:
+        if not low <= cfg.BBDM[key] <= high:
+            limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise UsageError(f"BBDM.{key} is {cfg.BBDM[key]}; it must be {limit}")
     return Recipe(
         loss=cfg.BBDM.LOSS,
         accumulation=cfg.BBDM.ACCUMULATION,

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bbdm import sample, train
-from bbdm.model import build_model
+from bbdm.model import build_empty_first_stage, build_model
 from bbdm.unet import make_unet
 from configs import load_cfg
 from datasets.generated import read_samples
@@ -124,6 +124,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_names(data, trained, tmp_path)
         ("BBDM.WIDTH", "48", UsageError),
         ("BBDM.HEAD_WIDTH", "24", UsageError),
         ("BBDM.ACCUMULATION", "0", UsageError),
+        ("BBDM.EMA_DECAY", "1.5", UsageError),
+        ("BBDM.PLATEAU_FACTOR", "1", UsageError),
         ("BBDM.HOLD_OUT_EVERY", "1", UsageError),
         ("BBDM.PAIRS", "registered", UsageError),
         ("BBDM.SPACE", "latent", CheckpointError),
@@ -240,7 +242,16 @@ def test_two_processes_make_the_samples_of_one(data, trained, sampled, tmp_path)
     }
 
 
-def test_two_processes_train_alike(data, tmp_path):
+def test_weights_that_give_no_picture_are_refused(data, trained, tmp_path):
+    weights = torch.load(trained / "bridge_1.pth", weights_only=True)
+    weights["out.2.bias"] += float("nan")
+    torch.save(weights, tmp_path / "nan.pth")
+    with pytest.raises(CheckpointError, match=r"not finite for 0009_a_RGB\.tif"):
+        sample_into(tmp_path / "out", data, tmp_path, **{"BBDM.WEIGHT": tmp_path / "nan.pth", "BBDM.SPLITS": "['query']"})
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_two_processes_train_together(data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "bbdm.train"]
     settings = arguments(data, tmp_path, **{"BBDM.CLIP_GRADIENT": 1.0, "SOLVER.MAX_EPOCHS": 1})
     result = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
@@ -258,8 +269,6 @@ def test_the_latent_model_lives_between_latents(data, tmp_path):
         "BBDM.FIRST_STAGE_CODES": 16,
     }
     cfg = load_cfg(None, arguments(data, tmp_path, **settings))
-    from bbdm.model import build_empty_first_stage
-
     torch.save(build_empty_first_stage(cfg).state_dict(), tmp_path / "stage.pth")
     model = build_model(cfg, torch.device("cpu"), Precision("cpu"))
     pictures = torch.zeros(1, 3, 16, 8)
