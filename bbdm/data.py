@@ -5,9 +5,8 @@ Legend: B batch, H x W pixels of the network's pictures, in [-1, 1].
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,181 +15,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.chips import FORMATS, IMAGE_SUFFIXES, SAR_MODES, read_chip, read_optical, read_shape
-from datasets.hoss import read_hoss
 from datasets.loaders import ChipLoader, Draw, KeyedBatches
-from datasets.records import Modality, Record
+from datasets.pairs import Pair, PairLists, Picture, read_hoss_pairs, read_picture, read_registered_pairs
+from datasets.records import Modality
 from datasets.samplers import ShuffledSampler
 from datasets.sar import SarRendering, build_sar_rendering
 from datasets.transforms import resize
 from utils.errors import DataError, UsageError
-from utils.log import progress
 
 logger = logging.getLogger(__name__)
-
-Picture = NDArray[np.uint8]
-"""(H, W, 3) RGB."""
-
-FOLDER_NAMES = {Modality.OPTICAL: ("opt", "rgb", "a"), Modality.SAR: ("sar", "b")}
-"""How the folder of a modality may begin, in lower case; single letters are whole names (BBDM's A and B)."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An optical and a SAR file of one scene or ship.
-
-    Attributes:
-        optical: path.
-        sar: path.
-        place: what training and validation must not share: the scene, or the ship.
-        registered: whether the two show the same ground pixel by pixel.
-    """
-
-    optical: Path
-    sar: Path
-    place: str
-    registered: bool = True
-
-
-@dataclass(frozen=True)
-class PairLists:
-    """Pairs to train on, and those held out for validation (may be none)."""
-
-    train: tuple[Pair, ...]
-    validation: tuple[Pair, ...]
-
-
-def read_registered_pairs(folder: str | Path, *, hold_out_every: int = 0) -> PairLists:
-    """List the pairs of a folder that holds one folder for each modality, with the same file names (but for suffix) in both.
-
-    Folders are named after QXS-SAROPT (`opt...`, `sar...`) or BBDM (`A` optical, `B` SAR). They may lie under `train/` and
-    `val/` (or `test/`); then `val/` is held out and `hold_out_every` is not used.
-
-    Args:
-        folder: BBDM.PAIRS_DIR.
-        hold_out_every: every N-th place in sorted order is held out; a place is the text before the first `_` of a name.
-
-    Raises:
-        DataError: no such folders, unpaired names, pairs of different size, no pair. The message lists names.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"BBDM.PAIRS_DIR {folder} is no folder; it holds a folder of pictures for each modality")
-    if (folder / "train").is_dir():
-        held_out = next((folder / name for name in ("val", "test") if (folder / name).is_dir()), None)
-        return PairLists(_read_folder(folder / "train"), _read_folder(held_out) if held_out else ())
-    return split_by_place(_read_folder(folder), hold_out_every)
-
-
-def read_hoss_pairs(root_dir: str | Path, *, hold_out_every: int = 0) -> PairLists:
-    """List every optical x SAR view of each training ship of a data set in HOSS layout; its place is the ship.
-
-    Ships that one sensor alone saw make no pair and are counted in the log.
-
-    Raises:
-        DataError: as `datasets.hoss.read_hoss`; also if no ship was seen by both sensors.
-    """
-    ships: dict[int, dict[Modality, list[Record]]] = {}
-    for record in read_hoss(root_dir, test=False).train:
-        ships.setdefault(record.pid, {modality: [] for modality in Modality})[record.modality].append(record)
-    pairs = tuple(
-        Pair(optical.path, sar.path, str(pid), registered=False)
-        for pid, views in sorted(ships.items())
-        for optical in views[Modality.OPTICAL]
-        for sar in views[Modality.SAR]
-    )
-    if not pairs:
-        raise DataError(
-            f"no training ship under {root_dir} has both an optical and a SAR chip, so there is no pair to train on"
-        )
-    single = [str(pid) for pid, views in sorted(ships.items()) if not all(views.values())]
-    if single:
-        logger.info("%d of %d ships were seen by one sensor only and make no pair: %s", len(single), len(ships), _some(single))
-    return split_by_place(pairs, hold_out_every)
-
-
-def split_by_place(pairs: Sequence[Pair], hold_out_every: int) -> PairLists:
-    """Hold out every N-th place in sorted order; 0 holds out none. DataError if nothing is left to train on."""
-    places = sorted({pair.place for pair in pairs})
-    held_out = set(places[hold_out_every - 1 :: hold_out_every]) if hold_out_every else set()
-    train = tuple(pair for pair in pairs if pair.place not in held_out)
-    if not train:
-        raise DataError(f"BBDM.HOLD_OUT_EVERY {hold_out_every} holds out all {len(places)} places; raise it, or set 0")
-    return PairLists(train, tuple(pair for pair in pairs if pair.place in held_out))
-
-
-def _read_folder(folder: Path) -> tuple[Pair, ...]:
-    pictures = {modality: _pictures(_modality_folder(folder, modality)) for modality in Modality}
-    optical, sar = pictures[Modality.OPTICAL], pictures[Modality.SAR]
-    for here, there, name in ((optical, sar, "SAR"), (sar, optical, "optical")):
-        alone = sorted(here.keys() - there.keys())
-        if alone:
-            raise DataError(f"{folder}: no {name} picture of the same name for {_some(alone)}; add or remove the other one")
-    if not optical:
-        raise DataError(f"{folder} holds no pair; put pictures ({', '.join(IMAGE_SUFFIXES)}) into its two folders")
-    pairs = tuple(Pair(optical[stem], sar[stem], stem.partition("_")[0]) for stem in sorted(optical))
-    with progress(len(pairs), "checking pairs", unit="pair") as bar:
-        differing = []
-        for pair in pairs:
-            if read_shape(pair.optical) != read_shape(pair.sar):
-                differing.append(pair.optical.stem)
-            bar.update()
-    if differing:
-        raise DataError(
-            f"{folder}: optical and SAR pictures of different size for {_some(differing)}; registered pairs are equal"
-        )
-    return pairs
-
-
-def _modality_folder(folder: Path, modality: Modality) -> Path:
-    starts = FOLDER_NAMES[modality]
-
-    def fits(name: str) -> bool:
-        return any(name == start if len(start) == 1 else name.startswith(start) for start in starts)
-
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and fits(path.name.lower()))
-    if len(found) != 1:
-        names = " or ".join(start.upper() if len(start) == 1 else f"{start}..." for start in starts)
-        what = f"{len(found)} folders ({_some(path.name for path in found)})" if found else "no folder"
-        raise DataError(f"{folder} holds {what} of {modality.name} pictures; it takes one, named {names}")
-    return found[0]
-
-
-def _pictures(folder: Path) -> dict[str, Path]:
-    paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-    pictures = {path.stem: path for path in paths}
-    if len(pictures) < len(paths):
-        raise DataError(f"{folder} holds pictures of the same name but for the suffix; keep one of each")
-    return pictures
-
-
-def _some(names: Iterable[str], limit: int = 5) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def read_pair(pair: Pair, render_sar: SarRendering) -> tuple[Picture, Picture]:
-    """Read both pictures.
-
-    SAR chips of ships are rendered as the ReID reader does. Of registered pairs, an 8-bit SAR picture is taken as it is, since
-    someone has rendered it already; any other is rendered likewise.
-
-    Raises:
-        DataError: a file that cannot be read.
-    """
-    if pair.registered and _is_8_bit(pair.sar):
-        return read_optical(pair.optical), read_optical(pair.sar)
-    return read_optical(pair.optical), read_chip(Record(pair.sar, 0, Modality.SAR, "train"), render_sar)
-
-
-def _is_8_bit(path: Path) -> bool:
-    """Whether the picture has 8-bit bands; also true of a file that cannot be opened, which the reader then refuses."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.mode == "L" or image.mode not in SAR_MODES
-    except OSError:
-        return True
 
 
 @dataclass
@@ -247,7 +80,7 @@ class PairDataset(Dataset):
         generator = np.random.default_rng(draw.key)
         pair = self.pairs[draw.index]
         try:
-            pictures = list(read_pair(pair, self.render_sar))
+            pictures = [read_picture(pair, modality, self.render_sar) for modality in Modality]
             if self.crop and pair.registered:
                 pictures = _crop(pair, pictures, self.size, generator)
         except DataError as error:

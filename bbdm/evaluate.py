@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from bbdm import measures
-from bbdm.data import Pair, PairDataset, PairLists, build_pairs, build_rendering
+from bbdm.data import PairDataset, build_pairs, build_rendering
 from bbdm.embedding import train_embedding
 from bbdm.model import BridgeModel, SamplerSettings, build_model, build_sampler_settings
 from bbdm.noise import sample_seed, seeded_normal
 from configs import load_cfg
+from datasets.pairs import Pair, PairLists
 from utils import checkpoint, cli
 from utils.device import build_device, build_precision
 from utils.errors import DataError, UsageError

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bbdm.checkpoints import fit
-from bbdm.data import Pair, PairBatch
+from bbdm.data import PairBatch
 from bbdm.model import BridgeModel
+from datasets.pairs import Pair
 from utils import distributed
 from utils.ema import ExponentialMovingAverage
 from utils.errors import CheckpointError, TrainingError

@@ -226,7 +226,7 @@ def _loading(cfg, device_type: str) -> dict[str, Any]:
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun: processes on this machine
     workers = min(cfg.DATALOADER.NUM_WORKERS, cores)
     if workers < cfg.DATALOADER.NUM_WORKERS:
-        logger.info("DATALOADER.NUM_WORKERS %d: %d used, one for each core of this process", cfg.DATALOADER.NUM_WORKERS, workers)
+        logger.info("DATALOADER.NUM_WORKERS %d: %d used, one for each core", cfg.DATALOADER.NUM_WORKERS, workers)
     return {
         "collate_fn": collate,
         "num_workers": workers,

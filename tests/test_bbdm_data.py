@@ -5,20 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm.data import (
-    Pair,
-    PairDataset,
-    build_train_loader,
-    build_validation_loader,
-    read_hoss_pairs,
-    read_pair,
-    read_registered_pairs,
-    split_by_place,
-    to_picture,
-    to_tensor,
-)
+from bbdm.data import PairDataset, build_train_loader, build_validation_loader, to_picture, to_tensor
 from configs import load_cfg
 from datasets.loaders import Draw
+from datasets.pairs import Pair, read_hoss_pairs, read_picture, read_registered_pairs, split_by_place
+from datasets.records import Modality
 from datasets.sar import render_percentile
 from utils.errors import DataError
 
@@ -122,7 +113,7 @@ def test_sar_of_ships_is_rendered_and_8_bit_sar_of_scenes_is_not(tmp_path):
     write(tmp_path / "optical.png")
 
     def sar(name, registered):
-        return read_pair(Pair(tmp_path / "optical.png", tmp_path / name, "1", registered), render_percentile)[1]
+        return read_picture(Pair(tmp_path / "optical.png", tmp_path / name, "1", registered), Modality.SAR, render_percentile)
 
     np.testing.assert_array_equal(sar("float.tif", False), render_percentile(values))
     np.testing.assert_array_equal(sar("float.tif", True), render_percentile(values))
