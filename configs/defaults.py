@@ -31,6 +31,8 @@ CHOICES = {
     "INPUT.SAR_DENOISE": ("percentile", "max"),
     "SOLVER.AMP": ("auto", "off", "fp16", "bf16"),
     "SOLVER.OPTIMIZER_NAME": ("SGD", "Adam", "AdamW"),
+    "SOLVER.SCHEDULER": ("cosine", "multistep"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "TEST.NECK_FEAT": ("before", "after"),
 }
 """Keys that take one of a few words."""
@@ -40,9 +42,6 @@ UNUSED = {
     "MODEL.COS_LAYER": "choose a margin head with MODEL.ID_LOSS_TYPE",
     "MODEL.DIST_TRAIN": "start with torchrun to train on several devices",
     "MODEL.LAST_STRIDE": "it belongs to a ResNet baseline",
-    "SOLVER.GAMMA": "it belongs to a multi-step schedule that no option selected",
-    "SOLVER.STEPS": "it belongs to a multi-step schedule that no option selected",
-    "SOLVER.WARMUP_METHOD": "the warm-up is linear",
     "TEST.DIST_MAT": "distances are not kept whole",
     "TEST.EVAL": "evaluation during training follows SOLVER.EVAL_PERIOD",
 }
@@ -140,12 +139,14 @@ def _solver() -> CfgNode:
     node.MOMENTUM = 0.9  # of SGD
     node.WEIGHT_DECAY = 0.0005
     node.WEIGHT_DECAY_BIAS = 0.0005
-    node.WARMUP_EPOCHS = 5  # linear, from WARMUP_FACTOR x BASE_LR; then a cosine
+    node.SCHEDULER = "cosine"  # or 'multistep': x GAMMA at each of STEPS
+    node.WARMUP_EPOCHS = 5  # from WARMUP_FACTOR x BASE_LR
     node.WARMUP_FACTOR = 0.01
-    node.WARMUP_METHOD = "linear"  # no effect
-    node.STEPS = [40, 70]  # no effect
-    node.GAMMA = 0.1  # no effect
+    node.WARMUP_METHOD = "linear"  # of 'multistep': or 'constant', at WARMUP_FACTOR; the cosine's is linear
+    node.STEPS = [40, 70]  # epochs, of 'multistep'
+    node.GAMMA = 0.1  # of 'multistep'
     node.IMS_PER_BATCH = 64  # images in a batch, over all processes
+    node.IMS_PER_PASS = 0  # contrastive pre-training: images through the network together; 0: the whole batch
     node.MARGIN = 0.3  # of the triplet loss, unless MODEL.NO_MARGIN
     node.COSINE_MARGIN = 0.5  # of a margin head
     node.COSINE_SCALE = 30  # of a margin head

@@ -228,6 +228,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "SOLVER.CENTER_LR": (0, infinity),
         "SOLVER.CHECKPOINT_PERIOD": (1, infinity),
         "SOLVER.EVAL_PERIOD": (1, infinity),
+        "SOLVER.GAMMA": (0, infinity),
         "SOLVER.IMS_PER_BATCH": (1, infinity),
         "SOLVER.LOG_PERIOD": (1, infinity),
         "SOLVER.MAX_EPOCHS": (1, infinity),

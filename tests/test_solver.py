@@ -8,7 +8,7 @@ from torch import nn
 
 from model.build import build_model
 from solver.optimizer import build_center_optimizer, build_optimizer, group_parameters
-from solver.schedule import build_schedule, cosine_schedule
+from solver.schedule import MultiStepSchedule, build_schedule, cosine_schedule
 from tests.commands import tiny_cfg
 
 
@@ -68,10 +68,18 @@ def test_centres_move_at_their_own_rate_whatever_their_weight_in_the_loss():
     assert centers.item() == pytest.approx(-0.5)
 
 
-def rates(*, epochs: int, **changes) -> list[tuple[float, float]]:
+def two_groups() -> torch.optim.Optimizer:
+    """Rates 1 and 2."""
     weights = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
-    optimizer = torch.optim.SGD([{"params": weights[:1], "lr": 1.0}, {"params": weights[1:], "lr": 2.0}], lr=1.0)
-    schedule = cosine_schedule(optimizer, base_lr=1.0, epochs=epochs, **changes)
+    return torch.optim.SGD([{"params": weights[:1], "lr": 1.0}, {"params": weights[1:], "lr": 2.0}], lr=1.0)
+
+
+def rates(*, epochs: int, **changes) -> list[tuple[float, float]]:
+    optimizer = two_groups()
+    return rates_of(cosine_schedule(optimizer, base_lr=1.0, epochs=epochs, **changes), optimizer, epochs)
+
+
+def rates_of(schedule, optimizer: torch.optim.Optimizer, epochs: int) -> list[tuple[float, float]]:
     found = []
     for epoch in range(1, epochs + 1):
         schedule.step(epoch)
@@ -96,9 +104,41 @@ def test_no_warm_up_starts_on_the_cosine():
     assert rates(epochs=4, warmup_epochs=0)[0][0] == pytest.approx(0.002 + 0.998 * (1 + math.cos(math.pi / 4)) / 2)
 
 
-def test_a_schedule_asked_for_an_epoch_gives_its_rate_whatever_came_before():
+def test_multi_step_rates_worked_by_hand():
+    optimizer = two_groups()
+    schedule = MultiStepSchedule(optimizer, steps=[4, 6], gamma=0.1, warmup_epochs=3, warmup_factor=0.4)
+    # Warm-up 0.4 + 0.6 e / 3 in epochs 1 and 2, then the full rate, a tenth from epoch 4 on, a hundredth from epoch 6 on.
+    expected = [0.6, 0.8, 1, 0.1, 0.1, 0.01, 0.01]
+    found = rates_of(schedule, optimizer, 7)
+    assert [base for base, _ in found] == pytest.approx(expected)
+    assert [twice for _, twice in found] == pytest.approx([2 * rate for rate in expected])
+
+
+def test_a_constant_warm_up_ends_at_once():
+    optimizer = two_groups()
+    schedule = MultiStepSchedule(optimizer, steps=[9], warmup_epochs=3, warmup_factor=0.4, warmup_method="constant")
+    assert [base for base, _ in rates_of(schedule, optimizer, 4)] == pytest.approx([0.4, 0.4, 1, 1])
+
+
+def test_steps_within_the_warm_up_count_too():
+    optimizer = two_groups()
+    schedule = MultiStepSchedule(optimizer, steps=[1], gamma=0.5, warmup_epochs=4, warmup_factor=0.0)
+    assert rates_of(schedule, optimizer, 4)[1][0] == pytest.approx(0.5 * 2 / 4)
+
+
+def test_the_schedule_is_chosen_by_its_name():
+    cfg = tiny_cfg(
+        SOLVER__SCHEDULER="multistep", SOLVER__STEPS="[2]", SOLVER__GAMMA=0.5, SOLVER__WARMUP_EPOCHS=4,
+        SOLVER__WARMUP_FACTOR=0.2, SOLVER__WARMUP_METHOD="constant",
+    )  # fmt: skip
+    optimizer = two_groups()
+    assert [base for base, _ in rates_of(build_schedule(cfg, optimizer), optimizer, 4)] == pytest.approx([0.2, 0.1, 0.1, 0.5])
+
+
+@pytest.mark.parametrize("name", ["cosine", "multistep"])
+def test_a_schedule_asked_for_an_epoch_gives_its_rate_whatever_came_before(name):
     """Resuming sets the epoch and nothing else."""
-    cfg = tiny_cfg(SOLVER__MAX_EPOCHS=10, SOLVER__WARMUP_EPOCHS=3)
+    cfg = tiny_cfg(SOLVER__SCHEDULER=name, SOLVER__STEPS="[5]", SOLVER__MAX_EPOCHS=10, SOLVER__WARMUP_EPOCHS=3)
     optimizers = [torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR) for _ in range(2)]
     straight, resumed = (build_schedule(cfg, optimizer) for optimizer in optimizers)
     for epoch in range(1, 8):
