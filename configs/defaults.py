@@ -17,7 +17,7 @@ CHOICES = {
     "MODEL.ID_LOSS_TYPE": ("softmax", "arcface", "cosface", "amsoftmax", "circle"),
     "MODEL.METRIC_LOSS_TYPE": ("triplet",),
     "MODEL.MODALITY_LOSS_TYPE": ("classwise", "global"),
-    "MODEL.NAME": ("transformer",),
+    "MODEL.NAME": ("transformer", "resnet50"),
     "MODEL.NECK": ("bnneck", "no"),
     "MODEL.POSITION_INIT": ("normal", "sincos"),
     "MODEL.PRETRAIN_CHOICE": ("imagenet", "clip", "finetune", "self", "none"),
@@ -41,7 +41,6 @@ UNUSED = {
     "DATASETS.NAMES": "what is read is the folder HOSS of DATASETS.ROOT_DIR",
     "MODEL.COS_LAYER": "choose a margin head with MODEL.ID_LOSS_TYPE",
     "MODEL.DIST_TRAIN": "start with torchrun to train on several devices",
-    "MODEL.LAST_STRIDE": "it belongs to a ResNet baseline",
     "TEST.DIST_MAT": "distances are not kept whole",
     "TEST.EVAL": "evaluation during training follows SOLVER.EVAL_PERIOD",
 }
@@ -66,7 +65,7 @@ def _model() -> CfgNode:
     node = CfgNode()
     node.DEVICE = "auto"  # 'auto' | 'cpu' | 'cuda' | 'cuda:1' ...
     node.DEVICE_ID = "0"  # which GPU a single process takes when DEVICE names none
-    node.NAME = "transformer"  # also the first part of checkpoint names
+    node.NAME = "transformer"  # TransOSS; or the baseline 'resnet50'; also the first part of checkpoint names
     node.TRANSFORMER_TYPE = "None"  # 'vit_{base,small,tiny,mini}_patch16_224_TransOSS'
     node.STRIDE_SIZE = [16, 16]  # below the patch size 16: overlapping patches
     node.PRETRAIN_CHOICE = "imagenet"  # what to take of PRETRAIN_PATH; 'none' (or False): nothing
@@ -82,7 +81,7 @@ def _model() -> CfgNode:
     node.PAIR = False  # contrastive pre-training on pairs
     node.NECK = "bnneck"  # 'no': features go to the classifier as they are
     node.COS_LAYER = False  # no effect
-    node.LAST_STRIDE = 1  # no effect
+    node.LAST_STRIDE = 1  # of resnet50: 1 or 2
     node.ID_LOSS_TYPE = "softmax"  # linear classifier; or a margin head: 'arcface', 'cosface', 'amsoftmax', 'circle'
     node.ID_LOSS_WEIGHT = 1.0
     node.IF_LABELSMOOTH = "on"  # a tenth of the target goes to all identities

@@ -220,6 +220,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "MODEL.DROP_OUT": (0, 1),
         "MODEL.DROP_PATH": (0, 1),
         "MODEL.ID_LOSS_WEIGHT": (0, infinity),
+        "MODEL.LAST_STRIDE": (1, 2),
         "MODEL.MODALITY_LOSS_WEIGHT": (0, infinity),
         "MODEL.TRIPLET_LOSS_WEIGHT": (0, infinity),
         "SOLVER.BASE_LR": (0, infinity),

@@ -4,6 +4,7 @@ from torch import nn
 
 from model.heads import Linear, MarginHead
 from model.reid import ReIDModel
+from model.resnet import ResNet50
 from model.transoss import PATCH_SIZE, TransOSS
 from utils.errors import UsageError
 
@@ -24,8 +25,31 @@ def build_model(cfg, num_identities: int = 0) -> ReIDModel:
         num_identities: C of the classifier; 0 for a model that only extracts features.
 
     Raises:
-        UsageError: no model has the name MODEL.TRANSFORMER_TYPE, or its image holds no patch.
+        UsageError: no model has the name MODEL.TRANSFORMER_TYPE, its image holds no patch, or it lacks an embedding asked for.
     """
+    base = build_resnet(cfg) if cfg.MODEL.NAME == "resnet50" else build_transoss(cfg)
+    classifier = build_classifier(cfg, base.num_features, num_identities) if num_identities else None
+    model = ReIDModel(base, classifier, neck=cfg.MODEL.NECK == "bnneck")
+    # Processes that train together wait for the gradient of all that trains, so what the objective does not use is frozen.
+    model.logit_scale.requires_grad_(cfg.MODEL.PAIR)
+    if cfg.MODEL.PAIR or not cfg.MODEL.ID_LOSS_WEIGHT:
+        for part in (model.bottleneck, model.classifier):
+            if part is not None:
+                part.requires_grad_(False)
+    return model
+
+
+def build_resnet(cfg) -> ResNet50:
+    """The ResNet-50 baseline."""
+    if cfg.MODEL.MIE or cfg.MODEL.SSE:
+        raise UsageError(
+            "MODEL.NAME resnet50 has neither a modality nor a size embedding; set MODEL.MIE False and MODEL.SSE False"
+        )
+    return ResNet50(last_stride=cfg.MODEL.LAST_STRIDE)
+
+
+def build_transoss(cfg) -> TransOSS:
+    """The backbone of MODEL.TRANSFORMER_TYPE."""
     kind = cfg.MODEL.TRANSFORMER_TYPE
     if kind not in SIZES:
         raise UsageError(f"MODEL.TRANSFORMER_TYPE cannot be {kind!r}; it is one of {', '.join(SIZES)}")
@@ -33,7 +57,7 @@ def build_model(cfg, num_identities: int = 0) -> ReIDModel:
         raise UsageError("INPUT.SIZE_TRAIN and INPUT.SIZE_TEST differ; the position embedding belongs to one size")
     if min(cfg.INPUT.SIZE_TRAIN) < PATCH_SIZE:
         raise UsageError(f"INPUT.SIZE_TRAIN {list(cfg.INPUT.SIZE_TRAIN)} holds no patch of {PATCH_SIZE} x {PATCH_SIZE} pixels")
-    base = TransOSS(
+    return TransOSS(
         **SIZES[kind],
         img_size=tuple(cfg.INPUT.SIZE_TRAIN),
         stride=tuple(cfg.MODEL.STRIDE_SIZE),
@@ -45,15 +69,6 @@ def build_model(cfg, num_identities: int = 0) -> ReIDModel:
         drop_path_rate=cfg.MODEL.DROP_PATH,
         position_init=cfg.MODEL.POSITION_INIT,
     )
-    classifier = build_classifier(cfg, base.num_features, num_identities) if num_identities else None
-    model = ReIDModel(base, classifier, neck=cfg.MODEL.NECK == "bnneck")
-    # Processes that train together wait for the gradient of all that trains, so what the objective does not use is frozen.
-    model.logit_scale.requires_grad_(cfg.MODEL.PAIR)
-    if cfg.MODEL.PAIR or not cfg.MODEL.ID_LOSS_WEIGHT:
-        for part in (model.bottleneck, model.classifier):
-            if part is not None:
-                part.requires_grad_(False)
-    return model
 
 
 def build_classifier(cfg, in_features: int, num_identities: int) -> nn.Module:

@@ -13,6 +13,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
 from model.build import SIZES
+from model.resnet import ResNet50, sort_resnet
 from model.sources import Source, position_prefix, read_weights, sort_tensors
 from utils.checkpoint import load_state_dict
 from utils.errors import CheckpointError, UsageError
@@ -111,16 +112,16 @@ def guess_grid(count: int, grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def fit_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module) -> LoadReport:
-    """Load a Vision Transformer's tensors into a TransOSS backbone, in place; a model around it in the file is left out.
+    """Load a network's tensors into a backbone of its kind, in place; a model around it in the file is left out.
 
     Args:
-        tensors: by the names of any program that `model.sources` knows.
-        backbone: a `TransOSS`.
+        tensors: by the names of any program that `model.sources` knows, or of a ResNet-50.
+        backbone: a `TransOSS` or a `ResNet50`.
 
     Raises:
-        CheckpointError: no Vision Transformer, or another architecture. The sentence wants the file's name before it.
+        CheckpointError: another kind of network, or other sizes. The sentence wants the file's name before it.
     """
-    source = sort_tensors(tensors)
+    source = _sort(tensors, backbone)
     skipped = [Entry(name, "skipped", value.numel(), "not of the backbone") for name, value in source.rest.items()]
     return LoadReport((*_fit_backbone(tensors, source, backbone), *skipped))
 
@@ -136,7 +137,7 @@ def fit_model(tensors: Mapping[str, Tensor], model: nn.Module, *, classifier: bo
     Raises:
         CheckpointError: see `fit_backbone`.
     """
-    source = sort_tensors(tensors)
+    source = _sort(tensors, model.base)
     entries = _fit_backbone(tensors, source, model.base)
     target = {name: value for name, value in model.state_dict().items() if not name.startswith("base.")}
     fitted: dict[str, Tensor] = {}
@@ -148,6 +149,15 @@ def fit_model(tensors: Mapping[str, Tensor], model: nn.Module, *, classifier: bo
     entries += [_missing(name, value) for name, value in target.items() if name not in fitted]
     model.load_state_dict(fitted, strict=False)
     return LoadReport(tuple(entries))
+
+
+def _sort(tensors: Mapping[str, Tensor], backbone: nn.Module) -> Source:
+    """The file's tensors, if they are of the backbone's kind and size."""
+    if isinstance(backbone, ResNet50):
+        return sort_resnet(tensors, backbone)
+    source = sort_tensors(tensors)
+    _check_sizes(source, backbone)
+    return source
 
 
 def _why_not(name: str, value: Tensor, target: Mapping[str, Tensor], classifier: bool) -> str:
@@ -167,7 +177,6 @@ def _missing(name: str, value: Tensor) -> Entry:
 
 def _fit_backbone(tensors: Mapping[str, Tensor], source: Source, backbone: nn.Module) -> list[Entry]:
     """Load `source.backbone`; returns what became of its tensors and of those that sorting left out."""
-    _check_sizes(source, backbone)
     target = backbone.state_dict()
     entries = [Entry(name, "skipped", tensors[name].numel(), why) for name, why in source.skipped.items()]
     fitted: dict[str, Tensor] = {}
@@ -175,7 +184,7 @@ def _fit_backbone(tensors: Mapping[str, Tensor], source: Source, backbone: nn.Mo
         if name not in target:
             entries.append(Entry(name, "skipped", value.numel(), "the model has no such tensor"))
             continue
-        fitted[name], state, manner = _fit_tensor(name, value, source, target[name], backbone.grid_size)
+        fitted[name], state, manner = _fit_tensor(name, value, source, target[name], backbone)
         entries.append(Entry(name, state, target[name].numel(), manner))
     for name in target:
         twin = name.replace("patch_embed_SAR.", "patch_embed.")
@@ -185,24 +194,26 @@ def _fit_backbone(tensors: Mapping[str, Tensor], source: Source, backbone: nn.Mo
         elif name not in fitted and not source.is_transoss and name.endswith(".bias") and f"{name[:-5]}.weight" in fitted:
             fitted[name] = torch.zeros_like(target[name])
             entries.append(Entry(name, "loaded", target[name].numel(), "zero, as the file's layer has no bias"))
-    entries += [_missing(name, value) for name, value in target.items() if name not in fitted]
+    # Old files lack a BatchNorm's count of batches, which only one without momentum would read.
+    counts = {name for name in target if name.endswith("num_batches_tracked")}
+    entries += [_missing(name, value) for name, value in target.items() if name not in fitted.keys() | counts]
     backbone.load_state_dict(fitted, strict=False)
     return entries
 
 
-def _fit_tensor(name: str, value: Tensor, source: Source, target: Tensor, grid: tuple[int, int]) -> tuple[Tensor, str, str]:
+def _fit_tensor(name: str, value: Tensor, source: Source, target: Tensor, backbone: nn.Module) -> tuple[Tensor, str, str]:
     """A tensor in the shape of `target`, one of `STATES`, and in which manner it got there."""
     state, manner = "loaded", ""
     if name in source.folded:
         state, manner = "folded", "times its layer scale: the same function"
     elif name == "pos_embed":
-        value, manner = _fit_positions(source, grid)
+        value, manner = _fit_positions(source, backbone.grid_size)
     elif name.startswith("patch_embed") and name.endswith("proj.weight"):
         value, manner = _fit_stem(value, target)
     if value.shape != target.shape:
         raise CheckpointError(
             f"has {name} of {list(value.shape)} where the model has {list(target.shape)}: it is for another architecture; "
-            "see MODEL.TRANSFORMER_TYPE"
+            "see MODEL.NAME and MODEL.TRANSFORMER_TYPE"
         )
     return value, state if not manner or state == "folded" else "resized", manner
 

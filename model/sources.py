@@ -179,13 +179,18 @@ def _check_kind(backbone: Mapping[str, Tensor]) -> None:
     other = next((name for name in backbone if OTHER_ATTENTION.match(name)), None)
     if other:
         raise CheckpointError(f"holds a Vision Transformer of another kind ({other} changes its attention); take a plain one")
-    broken = next((name for name, value in backbone.items() if not _is_finite(value)), None)
-    if broken:
-        raise CheckpointError(f"holds values in {broken} that are no finite numbers; get the file again, or an earlier one")
+    check_finite(backbone)
 
 
-def _is_finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(torch.isfinite(value.sum(dtype=torch.float64)))
+def check_finite(backbone: Mapping[str, Tensor]) -> None:
+    """Refuse tensors with a value that is NaN or infinite.
+
+    Raises:
+        CheckpointError: there is one; the sentence wants the file's name before it.
+    """
+    for name, value in backbone.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value.sum(dtype=torch.float64))):
+            raise CheckpointError(f"holds values in {name} that are no finite numbers; get the file again, or an earlier one")
 
 
 def _fold_layer_scale(backbone: dict[str, Tensor]) -> frozenset[str]:
