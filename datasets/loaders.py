@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.chips import read_chip, read_optical, read_shape, size_triple
 from datasets.hoss import HossData
+from datasets.pairs import Pair, read_picture
 from datasets.records import Batch, Modality, Record
-from datasets.samplers import BatchSampler, IdentitySampler, ShuffledSampler
+from datasets.samplers import BatchSampler, IdentitySampler, PairSampler, ShuffledSampler
 from datasets.sar import SarRendering, build_sar_rendering
 from datasets.transforms import TestTransform, TrainTransform
 from utils.errors import DataError
@@ -95,6 +96,36 @@ class ChipDataset(Dataset):
         return _item(self.transform, picture, draw, size=size, modality=record.modality, label=self.labels[draw.index])
 
 
+class PairViews(Dataset):
+    """The pictures of pairs as single items: 2 i is the optical one of pair i, 2 i + 1 its SAR one; the label is i.
+
+    Args:
+        pairs: to read.
+        transform: picture and random generator -> (3, H, W) tensor.
+        render_sar: SAR values -> picture.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], transform: Transform, render_sar: SarRendering):
+        self.pairs = pairs
+        self.transform = transform
+        self.render_sar = render_sar
+
+    def __len__(self) -> int:
+        """Number of pictures, two a pair."""
+        return 2 * len(self.pairs)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, Any] | DataError:
+        """Read one picture; as `ChipDataset`."""
+        draw = draw if isinstance(draw, Draw) else Draw(draw)
+        number, modality = divmod(draw.index, 2)
+        try:
+            picture = read_picture(self.pairs[number], Modality(modality), self.render_sar)
+        except DataError as error:
+            return error
+        size = size_triple(picture.shape[1], picture.shape[0], Modality(modality))
+        return _item(self.transform, picture, draw, size=size, modality=modality, label=number)
+
+
 class GeneratedDataset(Dataset):
     """Generated pseudo-SAR pictures: RGB files that have modality SAR and the size triple of their optical source.
 
@@ -171,16 +202,21 @@ def build_train_loader(cfg, data: HossData, *, device_type: str = "cpu", rank: i
         sampler = IdentitySampler(labels, instances=cfg.DATALOADER.NUM_INSTANCE, **sharing)
     else:
         sampler = ShuffledSampler(len(labels), **sharing)
-    transform = TrainTransform(
-        cfg.INPUT.SIZE_TRAIN,
-        cfg.INPUT.PIXEL_MEAN,
-        cfg.INPUT.PIXEL_STD,
-        flip_probability=cfg.INPUT.PROB,
-        padding=cfg.INPUT.PADDING,
-        erasing_probability=cfg.INPUT.RE_PROB,
-    )
-    dataset = ChipDataset(data.train, labels, transform, _build_rendering(cfg))
+    dataset = ChipDataset(data.train, labels, _build_train_transform(cfg), _build_rendering(cfg))
     return ChipLoader(dataset, batch_sampler=KeyedBatches(sampler), **_loading(cfg, device_type))
+
+
+def build_pair_loader(
+    cfg, pairs: Sequence[Pair], *, device_type: str = "cpu", rank: int = 0, world_size: int = 1
+) -> ChipLoader:
+    """Build the loader of contrastive pre-training: optical images of SOLVER.IMS_PER_BATCH / 2 pairs, then their SAR images.
+
+    Raises:
+        UsageError, DataError: see `PairSampler`.
+    """
+    sharing = {"batch_size": cfg.SOLVER.IMS_PER_BATCH, "seed": cfg.SOLVER.SEED, "rank": rank, "world_size": world_size}
+    dataset = PairViews(pairs, _build_train_transform(cfg), _build_rendering(cfg))
+    return ChipLoader(dataset, batch_sampler=KeyedBatches(PairSampler(len(pairs), **sharing)), **_loading(cfg, device_type))
 
 
 def build_test_loader(
@@ -214,6 +250,17 @@ def _build_once(cfg, dataset: Dataset, device_type: str, indices: range) -> Chip
 
 def _build_test_transform(cfg) -> TestTransform:
     return TestTransform(cfg.INPUT.SIZE_TEST, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+
+
+def _build_train_transform(cfg) -> TrainTransform:
+    return TrainTransform(
+        cfg.INPUT.SIZE_TRAIN,
+        cfg.INPUT.PIXEL_MEAN,
+        cfg.INPUT.PIXEL_STD,
+        flip_probability=cfg.INPUT.PROB,
+        padding=cfg.INPUT.PADDING,
+        erasing_probability=cfg.INPUT.RE_PROB,
+    )
 
 
 def _build_rendering(cfg) -> SarRendering:

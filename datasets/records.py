@@ -72,6 +72,11 @@ class Batch:
         """Copy to `device`, without waiting where the memory is pinned."""
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
+    def split(self, size: int) -> list["Batch"]:
+        """Cut into batches of `size` images, the last one perhaps smaller."""
+        parts = {name: value.split(size) for name, value in vars(self).items()}
+        return [Batch(**{name: values[number] for name, values in parts.items()}) for number in range(len(parts["labels"]))]
+
     def pin_memory(self) -> "Batch":
         """Pin every tensor (called by DataLoader)."""
         return Batch(**{name: value.pin_memory() for name, value in vars(self).items()})

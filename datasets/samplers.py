@@ -89,6 +89,41 @@ class ShuffledSampler(BatchSampler):
         return generator.permutation(self.count)[: batches * self.batch_size].reshape(batches, self.batch_size)
 
 
+class PairSampler(ShuffledSampler):
+    """Batches of pairs, each pair once an epoch: the optical images of a rank's pairs, then their SAR images in that order.
+
+    Image 2 i is the optical one of pair i, image 2 i + 1 its SAR one.
+
+    Args:
+        count: number of pairs.
+        **sharing: as `BatchSampler`; `batch_size` counts images, two a pair.
+
+    Raises:
+        UsageError: a rank's share of a batch is not a whole number of pairs.
+        DataError: fewer pairs than a batch holds.
+    """
+
+    def __init__(self, count: int, **sharing: int):
+        super().__init__(2 * count, **sharing)
+        if self.batch_size % (2 * self.world_size):
+            raise UsageError(
+                f"SOLVER.IMS_PER_BATCH {self.batch_size} is no whole number of pairs for each of {self.world_size} processes"
+            )
+        self.pairs = count
+
+    def plan(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Shuffle all pairs and cut them into batches, the two images of a pair side by side."""
+        size = self.batch_size // 2
+        batches = self.pairs // size
+        pairs = generator.permutation(self.pairs)[: batches * size].reshape(batches, size)
+        return np.stack([2 * pairs, 2 * pairs + 1], axis=2).reshape(batches, self.batch_size)
+
+    def batches(self) -> NDArray[np.int64]:
+        """Batches of this rank that are still to be done, optical images first."""
+        own = super().batches()
+        return np.concatenate([own[:, 0::2], own[:, 1::2]], axis=1)
+
+
 class IdentitySampler(BatchSampler):
     """Batches of P identities with K images each, whole identities to a rank.
 

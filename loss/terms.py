@@ -102,6 +102,19 @@ def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
     return (features - centers[labels]).square().sum(1).clamp(min=TINY_SQUARE).mean()
 
 
+def pair_logits(sar: Tensor, optical: Tensor, logit_scale: Tensor) -> Tensor:
+    """Scaled cosines of contrastive pre-training (TransOSS, section 4.1).
+
+    Args:
+        sar, optical: (P, D) features of the two halves of P pairs.
+        logit_scale: logarithm of the scale.
+
+    Returns:
+        (P, P); rows SAR, columns optical.
+    """
+    return logit_scale.exp() * functional.normalize(sar) @ functional.normalize(optical).t()
+
+
 def symmetric_contrastive(logits: Tensor) -> Tensor:
     """InfoNCE in both directions over (P, P) logits whose diagonal holds the true pairs (CLIP; TransOSS, section 4.1)."""
     targets = torch.arange(len(logits), device=logits.device)

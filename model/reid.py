@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 INITIAL_LOGIT_SCALE = 2.6592
 """log(1 / 0.07): the temperature at which contrastive pre-training starts."""
@@ -59,16 +58,3 @@ class ReIDModel(nn.Module):
         neck_feature = self.bottleneck(feature)
         scores = None if self.classifier is None else self.classifier(neck_feature, labels)
         return ReIDOutput(feature=feature, neck_feature=neck_feature, scores=scores)
-
-
-def pair_logits(sar: Tensor, optical: Tensor, logit_scale: Tensor) -> Tensor:
-    """Scaled cosines of contrastive pre-training (TransOSS, section 4.1).
-
-    Args:
-        sar, optical: (P, D) features of the two halves of P pairs.
-        logit_scale: logarithm of the scale.
-
-    Returns:
-        (P, P); rows SAR, columns optical.
-    """
-    return logit_scale.exp() * functional.normalize(sar) @ functional.normalize(optical).t()

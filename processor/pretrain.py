@@ -33,32 +33,20 @@ class PairTrainer(Trainer):
 
     def step(self, batch: Batch) -> Tensor:
         """One update; returns the term, the total, the accuracy (SAR image finds its pair) and the scale as one vector."""
-        parts = batch.split(self.part or len(batch.images))
-        whole = len(parts) == 1
-        states = []
-        if whole:
-            features = self._features(parts[0])
-        else:
-            with torch.no_grad():
-                features = torch.cat([self._remembering(states, part) for part in parts])
-        leaf = features.detach().requires_grad_() if not whole else features
         network = distributed.unwrap(self.model)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        optical, sar = leaf.float().chunk(2)
-        terms, logits = self.criterion(sar, optical, network.logit_scale)
-        total = self.criterion.total(terms)
-        self.scaler.scale(total).backward()
-        if not whole:
-            self._carry_back(parts, states, leaf.grad)
-        self._share_scale_gradient(network.logit_scale)
+        if 0 < self.part < len(batch.images):
+            terms, logits = self._backward_in_parts(batch.split(self.part), network.logit_scale)
+        else:
+            terms, logits = self._objective(self._features(batch), network.logit_scale)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         with torch.no_grad():
             network.logit_scale.clamp_(0.0, self.largest_logit_scale)
         accuracy = (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float().mean()
-        values = [*terms.values(), total, accuracy, network.logit_scale.exp()]
+        values = [*terms.values(), self.criterion.total(terms), accuracy, network.logit_scale.exp()]
         return torch.stack([value.detach() for value in values])
 
     @property
@@ -68,29 +56,39 @@ class PairTrainer(Trainer):
 
     def _features(self, part: Batch) -> Tensor:
         with self.precision.autocast():
-            return self.model(part.images, part.modalities, part.sizes).feature
+            feature = self.model(part.images, part.modalities, part.sizes).feature
+        return feature.float()
 
-    def _remembering(self, states: list, part: Batch) -> Tensor:
-        """Features of a part; the random state before it is kept, so that the second pass drops the same paths."""
-        states.append(_random_state(self.device))
-        return self._features(part)
+    def _objective(self, features: Tensor, logit_scale: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Terms and logits of a batch's features (B, D), gradients taken."""
+        optical, sar = features.chunk(2)
+        terms, logits = self.criterion(sar, optical, logit_scale)
+        self.scaler.scale(self.criterion.total(terms)).backward()
+        return terms, logits
 
-    def _carry_back(self, parts: list[Batch], states: list, gradient: Tensor) -> None:
+    def _backward_in_parts(self, parts: list[Batch], logit_scale: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        states, features = [], []
+        with torch.no_grad():
+            for part in parts:
+                states.append(_random_state(self.device))  # so that the second pass drops the same paths
+                features.append(self._features(part))
         after = _random_state(self.device)
-        shares = gradient.split([len(part.images) for part in parts])
-        for number, (part, state, share) in enumerate(zip(parts, states, shares, strict=True), start=1):
+        whole, scale = torch.cat(features).requires_grad_(), logit_scale.detach().requires_grad_()
+        terms, logits = self._objective(whole, scale)
+        for number, (part, state, share) in enumerate(zip(parts, states, whole.grad.split(self.part), strict=True), start=1):
             _set_random_state(self.device, state)
-            with self._synchronising(number == len(parts)):
-                self._features(part).backward(share)
+            last = number == len(parts)
+            with self._synchronising(last):
+                carried = [(self._features(part), share)]
+                # Processes average gradients in the last pass, so the scale's has to come with it.
+                carried += [(logit_scale * 1.0, scale.grad)] if last else []
+                torch.autograd.backward(*zip(*carried, strict=True))
         _set_random_state(self.device, after)
+        return terms, logits
 
     def _synchronising(self, last: bool) -> AbstractContextManager:
         """Processes add up their gradients once, with the last part."""
         return nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync()
-
-    def _share_scale_gradient(self, logit_scale: Tensor) -> None:
-        """The scale is used outside the wrapped network, which therefore does not average its gradient."""
-        logit_scale.grad = distributed.mean(logit_scale.grad)
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from loss.terms import pair_logits
 from model.build import SIZES, build_model
 from model.heads import MARGINS, Linear, MarginHead, arcface_logits, circle_logits, cosface_logits
-from model.reid import ReIDModel, pair_logits
+from model.reid import ReIDModel
 from model.transoss import TransOSS
 from tests.commands import tiny_cfg
 from utils.errors import UsageError

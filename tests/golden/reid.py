@@ -20,10 +20,17 @@ from datasets.loaders import build_test_loader
 from datasets.records import Modality
 from datasets.sar import build_sar_rendering
 from loss.criterion import LABEL_SMOOTHING, Criterion
-from loss.terms import batch_hard_triplet, center_loss, classwise_alignment, global_alignment, symmetric_contrastive
+from loss.terms import (
+    batch_hard_triplet,
+    center_loss,
+    classwise_alignment,
+    global_alignment,
+    pair_logits,
+    symmetric_contrastive,
+)
 from model.heads import Linear, MarginHead
 from model.pretrained import fit_backbone, resize_position_embedding
-from model.reid import ReIDModel, pair_logits
+from model.reid import ReIDModel
 from model.transoss import TransOSS
 from processor.fusion import fuse_images
 from solver.optimizer import group_parameters

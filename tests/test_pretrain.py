@@ -1,0 +1,174 @@
+"""Contrastive pre-training: pairs, batches, the update in parts, and the command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import train
+import train_pair
+from datasets.pairs import read_optisar_pairs
+from datasets.records import Batch
+from datasets.samplers import PairSampler
+from loss.criterion import ContrastiveCriterion
+from loss.terms import pair_logits, symmetric_contrastive
+from model.build import build_model
+from processor.pretrain import PairTrainer
+from tests.chip_files import write_hoss
+from tests.commands import call, settings, tiny_cfg
+from utils.checkpoint import load_state_dict
+from utils.device import Precision
+from utils.errors import DataError, UsageError
+
+CPU = torch.device("cpu")
+
+
+def write_pairs(root, count=6, folders=("a", "b")):
+    generator = np.random.default_rng(0)
+    for folder in folders:
+        for number in range(count):
+            for modality in ("RGB", "SAR"):
+                path = root / "OptiSar_Pair" / folder / f"x_{number:03d}_y_{modality}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture = generator.integers(0, 255, (32, 32, 3), np.uint8)
+                Image.fromarray(picture if modality == "RGB" else picture[:, :, 0]).save(path)
+    return root
+
+
+def batch_of(pairs: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    count = 2 * pairs
+    return Batch(
+        images=torch.randn(count, 3, 32, 32, generator=generator),
+        sizes=torch.randn(count, 3, generator=generator),
+        modalities=torch.arange(count) // pairs,
+        labels=torch.arange(count) % pairs,
+        indices=torch.arange(count),
+    )
+
+
+class Schedule:
+    def step(self, epoch):
+        pass
+
+
+def trainer_of(part: int, drop_path: float = 0.3) -> PairTrainer:
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(MODEL__PAIR=True, MODEL__SSE=False, MODEL__DROP_PATH=drop_path))
+    precision = Precision("cpu")
+    return PairTrainer(
+        model=model.train(),
+        criterion=ContrastiveCriterion(),
+        optimizers=[torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)],
+        schedule=Schedule(),
+        scaler=precision.scaler(),
+        precision=precision,
+        device=CPU,
+        part=part,
+    )
+
+
+def test_pairs_of_the_released_layout_are_joined_by_folder_and_id(tmp_path):
+    pairs = read_optisar_pairs(write_pairs(tmp_path))
+    assert len(pairs) == 12
+    assert all(pair.optical.parent == pair.sar.parent for pair in pairs)
+    assert all(pair.optical.name.split("_")[1] == pair.sar.name.split("_")[1] for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x_000_y_SAR.png", "not one optical and one SAR"), ("nothing.png", "not named"), ("x_000_z_RGB.png", "not one optical")],
+)
+def test_uneven_and_odd_names_are_listed(tmp_path, name, message):
+    root = write_pairs(tmp_path, count=2, folders=("a",))
+    path = root / "OptiSar_Pair" / "a" / name
+    if path.exists():
+        path.unlink()
+    else:
+        Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(DataError, match=message):
+        read_optisar_pairs(root)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_batch_holds_optical_images_then_their_sar_images(world_size):
+    seen = []
+    for rank in range(world_size):
+        sampler = PairSampler(10, batch_size=8, seed=1, rank=rank, world_size=world_size)
+        sampler.set_epoch(3)
+        for batch in sampler:
+            optical, sar = np.split(np.array(batch), 2)
+            assert (optical % 2 == 0).all()
+            assert (sar == optical + 1).all()
+            seen += batch
+    assert len(seen) == len(set(seen)) == 16
+
+
+def test_a_batch_of_half_pairs_is_a_wrong_call():
+    with pytest.raises(UsageError, match="whole number of pairs"):
+        PairSampler(10, batch_size=6, seed=0, world_size=2)
+
+
+def test_the_term_is_small_only_for_the_right_pairs():
+    features = nn.functional.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)))
+    scale = torch.tensor(4.0)
+    right = symmetric_contrastive(pair_logits(features, features, scale))
+    wrong = symmetric_contrastive(pair_logits(features.roll(1, 0), features, scale))
+    assert right < 0.5 < wrong
+
+
+@pytest.mark.parametrize("part", [2, 3, 8])
+def test_an_update_in_parts_is_the_update_of_the_whole_batch(part):
+    # Without dropped paths; with them the parts draw other ones than the whole batch would.
+    whole, parts = trainer_of(0, drop_path=0.0), trainer_of(part, drop_path=0.0)
+    batch = batch_of(4)
+    torch.testing.assert_close(whole.step(batch), parts.step(batch))
+    for (name, ours), theirs in zip(parts.model.named_parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)
+    assert not torch.equal(whole.model.logit_scale, trainer_of(0).model.logit_scale)
+
+
+def test_both_passes_of_a_part_drop_the_same_paths():
+    trainer, batch = trainer_of(2), batch_of(4)
+    outputs = []
+    features = trainer._features
+    trainer._features = lambda part: outputs.append(features(part)) or outputs[-1]
+    trainer.step(batch)
+    assert len(outputs) == 8
+    for first, second in zip(outputs[:4], outputs[4:], strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_the_temperature_stays_bounded():
+    trainer = trainer_of(0)
+    trainer.model.logit_scale.data.fill_(50.0)
+    trainer.optimizers[0].param_groups[0]["lr"] = 0.0
+    trainer.step(batch_of(2))
+    assert trainer.model.logit_scale.item() == pytest.approx(trainer.largest_logit_scale)
+
+
+def test_the_command_learns_pairs_and_train_starts_from_its_output(tmp_path):
+    root, out, reid = write_pairs(tmp_path / "pairs", count=4), tmp_path / "out", tmp_path / "reid"
+    kind = {"MODEL__PAIR": True, "MODEL__SSE": False, "SOLVER__IMS_PER_PASS": 4, "SOLVER__MAX_EPOCHS": 2}
+    ended = call(train_pair.main, *settings(**kind, DATASETS__ROOT_DIR=root, OUTPUT_DIR=out))
+    assert ended.status == 0, ended.err
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"contrastive", "logit_scale", "accuracy", "lr"} <= lines[0].keys()
+    weights = load_state_dict(out / "transformer_2.pth")
+    assert {"base.cls_token", "logit_scale"} <= weights.keys()
+
+    start = {"MODEL__PRETRAIN_CHOICE": "imagenet", "MODEL__PRETRAIN_PATH": out / "transformer_2.pth", "SOLVER__BASE_LR": 0.0}
+    hoss = write_hoss(tmp_path / "hoss")
+    ended = call(train.main, *settings(**start, SOLVER__MAX_EPOCHS=1, DATASETS__ROOT_DIR=hoss, OUTPUT_DIR=reid))
+    assert ended.status == 0, ended.err
+    trained = load_state_dict(reid / "transformer_1.pth")
+    assert torch.equal(trained["base.patch_embed_SAR.proj.weight"], weights["base.patch_embed_SAR.proj.weight"])
+
+
+def test_a_config_that_is_not_for_pairs_is_a_wrong_call(tmp_path):
+    ended = call(train_pair.main, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu")
+    assert ended.status == 2
+    assert "MODEL.PAIR" in ended.err
