@@ -34,7 +34,8 @@ def test(cfg, device) -> None:
     samples = find_samples(data.images, query_dir=cfg.DATASETS.QUERY_ADD_DIR, gallery_dir=cfg.DATASETS.GALLERY_ADD_DIR)
     share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
     float32 = Precision(device.type)
-    extract = partial(extract_features, model, device=device, precision=float32, neck=cfg.TEST.NECK_FEAT)
+    options = {"neck": cfg.TEST.NECK_FEAT, "flip": cfg.TEST.FLIP}
+    extract = partial(extract_features, model, device=device, precision=float32, **options)
     features = extract(build_test_loader(cfg, data.images, **share), count=len(data.images), description="features")
     fused = None
     if samples is not None:

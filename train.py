@@ -61,6 +61,7 @@ def evaluate_trainer(cfg, trainer: Trainer, data: HossData, loader) -> dict[str,
         device=trainer.device,
         precision=Precision(trainer.device.type),  # float32, as in testing
         neck=cfg.TEST.NECK_FEAT,
+        flip=cfg.TEST.FLIP,
     )
     return evaluate(data.protocols, data.images, features, build_ranking(cfg, trainer.device))
 

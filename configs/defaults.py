@@ -166,7 +166,10 @@ def _test() -> CfgNode:
     node.IMS_PER_BATCH = 128  # images in a batch, on each process
     node.NECK_FEAT = "after"  # the feature that is compared: 'before' or 'after' the neck
     node.FEAT_NORM = "yes"  # L2-normalise features
-    node.RE_RANKING = False  # k-reciprocal re-ranking
+    node.FLIP = False  # True: the mean feature of an image and its mirror
+    node.QUERY_EXPANSION = 0  # nearest gallery images that join each query's feature; 0: none
+    node.QUERY_EXPANSION_ALPHA = 0.0  # they weigh their cosine to this power; 0: as much as the query
+    node.RE_RANKING = False  # k-reciprocal re-ranking, optical and SAR queries apart
     node.RE_RANKING_K1 = 50  # neighbours for reciprocity
     node.RE_RANKING_K2 = 15  # neighbours that are averaged
     node.RE_RANKING_LAMBDA = 0.3  # share of the plain distance

@@ -241,6 +241,8 @@ def _check_ranges(cfg: CfgNode) -> None:
         "SOLVER.WEIGHT_DECAY_BIAS": (0, infinity),
         "TEST.FUSION_TAU": (0, 1),
         "TEST.IMS_PER_BATCH": (1, infinity),
+        "TEST.QUERY_EXPANSION": (0, infinity),
+        "TEST.QUERY_EXPANSION_ALPHA": (0, infinity),
         "TEST.RE_RANKING_K1": (1, infinity),
         "TEST.RE_RANKING_K2": (1, infinity),
         "TEST.RE_RANKING_LAMBDA": (0, 1),

@@ -16,9 +16,10 @@ from torch.nn import functional
 from datasets.records import Protocol, Record
 from utils import distributed
 from utils.errors import DataError
+from utils.expansion import expand_queries
 from utils.intervals import Interval, mean_interval
 from utils.log import table
-from utils.reranking import rerank_blocks
+from utils.reranking import rerank_apart
 from utils.retrieval import RetrievalResult, join_results, rank_distances, rank_features
 
 logger = logging.getLogger(__name__)
@@ -34,18 +35,28 @@ class Reranking:
 
 
 @dataclass(frozen=True)
+class Expansion:
+    """Parameters of query expansion; see `utils.expansion.expand_queries`."""
+
+    count: int
+    alpha: float = 0.0
+
+
+@dataclass(frozen=True)
 class Ranking:
     """How galleries are ranked.
 
     Attributes:
         normalise: whether features are L2-normalised first.
         same_modality: whether gallery images of the query's own modality stay in (they do, as released).
-        reranking: None for plain distances.
+        expansion: None for the queries' own features.
+        reranking: None for plain distances. Queries of different modalities are re-ranked apart.
         device: where distances are computed.
     """
 
     normalise: bool = True
     same_modality: bool = True
+    expansion: Expansion | None = None
     reranking: Reranking | None = None
     device: torch.device | None = None
 
@@ -56,6 +67,7 @@ def build_ranking(cfg, device: torch.device) -> Ranking:
     return Ranking(
         normalise=cfg.TEST.FEAT_NORM == "yes",
         same_modality=cfg.TEST.SAME_MODALITY_GALLERY,
+        expansion=Expansion(cfg.TEST.QUERY_EXPANSION, cfg.TEST.QUERY_EXPANSION_ALPHA) if cfg.TEST.QUERY_EXPANSION else None,
         reranking=parameters if cfg.TEST.RE_RANKING else None,
         device=device,
     )
@@ -113,17 +125,25 @@ def rank_protocol(protocol: Protocol, features: Tensor, records: Sequence[Record
     if not ranking.same_modality:
         identities |= {"query_modalities": modalities[query], "gallery_modalities": modalities[gallery]}
     try:
+        of_query = expand(features[query], features[gallery], modalities[query], modalities[gallery], ranking)
         if ranking.reranking is not None:
-            options = ranking.reranking
-            blocks = rerank_blocks(
-                features[query], features[gallery], k1=options.k1, k2=options.k2, lambda_value=options.lambda_value
-            )
+            blocks = rerank_apart(of_query, features[gallery], modalities[query], **vars(ranking.reranking))
             return rank_distances(blocks, **identities)
         share = (distributed.rank(), distributed.world_size())
-        own = rank_features(features[query], features[gallery], **identities, device=ranking.device, share=share)
+        own = rank_features(of_query, features[gallery], **identities, device=ranking.device, share=share)
         return join_results(distributed.gather(own))
     except DataError as error:
         raise DataError(f"{protocol.name}: {error}") from error
+
+
+def expand(query: Tensor, gallery: Tensor, query_modalities: Tensor, gallery_modalities: Tensor, ranking: Ranking) -> Tensor:
+    """The queries' features (Q, D) as `ranking` expands them by those of the gallery (G, D); modalities are (Q,) and (G,)."""
+    if ranking.expansion is None:
+        return query
+    apart = {"query_modalities": query_modalities, "gallery_modalities": gallery_modalities}
+    modalities = {} if ranking.same_modality else apart
+    expanded = expand_queries(query, gallery, **vars(ranking.expansion), **modalities, device=ranking.device)
+    return functional.normalize(expanded) if ranking.normalise else expanded
 
 
 def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequence[Record]) -> Score:

@@ -23,6 +23,7 @@ def extract_features(
     device: torch.device,
     precision: Precision,
     neck: str = "before",
+    flip: bool = False,
     description: str = "",
 ) -> Tensor:
     """Features of `count` images, in the order of `Batch.indices`; all ranks share the work and each gets all of them.
@@ -34,6 +35,7 @@ def extract_features(
         device: where the model is.
         precision: in which the network computes; features are float32.
         neck: 'before' or 'after' the neck (TEST.NECK_FEAT).
+        flip: whether each image's feature is the mean of its own and its mirror's (left and right).
         description: of the progress bar; empty for none.
 
     Returns:
@@ -45,9 +47,11 @@ def extract_features(
     for batch in batches:
         indices.append(batch.indices)
         batch = batch.to(device)
+        views = [batch.images, batch.images.flip(-1)] if flip else [batch.images]
         with precision.autocast():
-            output = model(batch.images, batch.modalities, batch.sizes)
-        features.append((output.feature if neck == "before" else output.neck_feature).float())
+            outputs = [model(images, batch.modalities, batch.sizes) for images in views]
+        found = [(output.feature if neck == "before" else output.neck_feature).float() for output in outputs]
+        features.append(torch.stack(found).mean(0) if flip else found[0])
         bar.update(len(indices[-1]) * distributed.world_size())
     bar.close()
     # Features stay on the device until the end, so that no batch waits for a copy.

@@ -360,6 +360,8 @@ def test_typed_values_of_another_type_are_refused(tmp_path, value):
         ("INPUT.SAR_LOW_PERCENT", "100"),
         ("INPUT.SAR_DENOISE", "median"),
         ("TEST.FUSION_TAU", "1.1"),
+        ("TEST.QUERY_EXPANSION", "-1"),
+        ("TEST.QUERY_EXPANSION_ALPHA", "-0.5"),
         ("TEST.NECK_FEAT", "behind"),
         ("SOLVER.OPTIMIZER_NAME", "sgd"),
         ("SOLVER.AMP", "yes"),

@@ -13,7 +13,7 @@ from torch.nn import functional
 from datasets.records import Batch, Modality, Protocol, Record
 from loss.criterion import Criterion
 from model.reid import ReIDOutput
-from processor.evaluate import Ranking, Reranking, evaluate, results_dict, results_table
+from processor.evaluate import Ranking, Reranking, evaluate, rank_protocol, results_dict, results_table
 from processor.features import extract_features
 from processor.fusion import find_samples, fuse, fuse_images
 from processor.train import Run, Trainer, fit, save_checkpoints, train_one_epoch
@@ -76,6 +76,29 @@ def test_features_come_in_the_order_of_the_images_each_once():
     assert not net.training
     after = extract_features(net, batches, count=5, device=CPU, precision=FLOAT32, neck="after")
     torch.testing.assert_close(after, 2 * found)
+
+
+def test_a_mirrored_view_joins_the_feature_if_asked():
+    images = torch.randn(2, 1, 2, 2)
+    net = Net()
+    found = extract_features(net, [batch_of([0, 1], images)], count=2, device=CPU, precision=FLOAT32, flip=True)
+    mirrored = images[..., [1, 0]]
+    torch.testing.assert_close(found, (net.layer(images.flatten(1)) + net.layer(mirrored.flatten(1))).detach() / 2)
+    of_mirror = extract_features(net, [batch_of([0, 1], mirrored)], count=2, device=CPU, precision=FLOAT32, flip=True)
+    torch.testing.assert_close(of_mirror, found)  # a picture and its mirror have one feature
+
+
+def test_optical_and_sar_queries_are_reranked_apart():
+    records = [Record(Path(f"{i}.tif"), i % 3, Modality(i % 2), "query") for i in range(24)]
+    features = unit(24, 8)
+    ranking = Ranking(reranking=Reranking(k1=6, k2=3))
+    sides = tuple(range(8)), tuple(range(8, 24))
+    every = rank_protocol(Protocol("ALL", *sides), features, records, ranking)
+    for modality in Modality:
+        own = tuple(i for i in sides[0] if records[i].modality is modality)
+        alone = rank_protocol(Protocol("own", own, sides[1]), features, records, ranking)
+        assert alone.first_match.tolist() == every.first_match[list(own)].tolist()
+        assert alone.average_precision.tolist() == every.average_precision[list(own)].tolist()
 
 
 def test_features_are_float32_whatever_the_network_computes_in():

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from utils import reranking
 from utils.errors import DataError
-from utils.reranking import rerank, rerank_blocks
+from utils.reranking import rerank, rerank_apart, rerank_blocks
 from utils.retrieval import rank_distances
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("metrics*.npz"))
@@ -70,6 +71,16 @@ def test_blocks_give_the_whole():
     blocks = list(rerank_blocks(query, gallery, k1=10, k2=4, memory_bytes=16 * 90 * 7))
     assert [len(block) for block in blocks] == [7, 7, 7, 7, 2]
     torch.testing.assert_close(torch.cat(blocks), rerank(query, gallery, k1=10, k2=4), atol=1e-6, rtol=0)
+
+
+def test_groups_of_queries_are_reranked_as_if_alone_and_come_in_the_order_of_the_queries(monkeypatch):
+    monkeypatch.setattr(reranking, "_BLOCK_QUERIES", 7)
+    query, gallery = features(90).split([30, 60])
+    groups = torch.from_numpy(np.random.default_rng(0).integers(0, 2, 30))
+    apart = torch.cat(list(rerank_apart(query, gallery, groups, k1=10, k2=4)))
+    for group in (0, 1):
+        torch.testing.assert_close(apart[groups == group], rerank(query[groups == group], gallery, k1=10, k2=4))
+    assert not torch.allclose(apart, rerank(query, gallery, k1=10, k2=4), atol=1e-4)  # together, they would disturb each other
 
 
 def test_copies_of_one_image_stay_nearest_to_each_other():

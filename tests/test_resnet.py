@@ -91,7 +91,7 @@ def test_counts_of_batches_may_be_missing_as_in_old_files(shallow, tmp_path):
     tensors = moved(ResNet50()).state_dict()
     save(tmp_path / "old.pth", {name: value for name, value in tensors.items() if "num_batches_tracked" not in name})
     net = build_model(tiny_cfg(**RESNET))
-    assert not [name for name in load_pretrained(tmp_path / "old.pth", net, choice="imagenet").names("missing")]
+    assert load_pretrained(tmp_path / "old.pth", net, choice="imagenet").names("missing") == []
     assert torch.equal(net.base.layer4[0].conv2.weight, tensors["layer4.0.conv2.weight"])
 
 

@@ -25,13 +25,13 @@ from datasets.records import DISTRACTOR, Modality, Record
 from datasets.sar import SarRendering, build_sar_rendering
 from model.build import build_model
 from model.pretrained import load_weights
-from processor.evaluate import Ranking, build_ranking
+from processor.evaluate import Ranking, build_ranking, expand
 from processor.features import extract_features
 from utils.cli import run
 from utils.device import Precision, build_device
 from utils.files import replacing, write_json, write_text
 from utils.log import progress, setup_logging
-from utils.reranking import rerank_blocks
+from utils.reranking import rerank_apart
 from utils.retrieval import squared_distances
 
 logger = logging.getLogger(__name__)
@@ -91,9 +91,11 @@ def rank_records(
     """
     features = functional.normalize(features) if ranking.normalise else features
     query_features, gallery_features = features[: len(query)], features[len(query) :]
+    query_modalities = torch.tensor([record.modality for record in query])
     modalities = torch.tensor([record.modality for record in gallery])
+    query_features = expand(query_features, gallery_features, query_modalities, modalities, ranking)
     lists = []
-    for distances in _distance_blocks(query_features, gallery_features, ranking):
+    for distances in _distance_blocks(query_features, gallery_features, query_modalities, ranking):
         nearest = distances.sort(dim=1, stable=True)
         for values, order in zip(nearest.values, nearest.indices):
             asking = query[len(lists)]
@@ -105,11 +107,10 @@ def rank_records(
     return lists
 
 
-def _distance_blocks(query: Tensor, gallery: Tensor, ranking: Ranking) -> Iterator[Tensor]:
+def _distance_blocks(query: Tensor, gallery: Tensor, query_modalities: Tensor, ranking: Ranking) -> Iterator[Tensor]:
     """Distances in blocks of rows (B, G), on the CPU."""
     if ranking.reranking is not None:
-        options = ranking.reranking
-        yield from rerank_blocks(query, gallery, k1=options.k1, k2=options.k2, lambda_value=options.lambda_value)
+        yield from rerank_apart(query, gallery, query_modalities, **vars(ranking.reranking))
         return
     gallery = gallery.to(ranking.device)
     for block in query.split(BLOCK_QUERIES):
@@ -204,6 +205,7 @@ def main(arguments: Sequence[str]) -> None:
         device=device,
         precision=Precision(device.type),  # float32: small distances decide
         neck=cfg.TEST.NECK_FEAT,
+        flip=cfg.TEST.FLIP,
         description="features",
     )
     lists = rank_records(query, gallery, features, build_ranking(cfg, device), top_k=args.top_k)

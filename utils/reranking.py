@@ -17,6 +17,8 @@ from torch import Tensor
 from utils.errors import DataError
 from utils.retrieval import squared_distances
 
+_BLOCK_QUERIES = 256
+
 
 @dataclass(frozen=True)
 class _Neighbours:
@@ -90,6 +92,25 @@ def rerank_blocks(
         shared = torch.from_numpy(_shared_weight(encoding[start:stop], holders))
         jaccard = 1 - shared / (2 - shared)
         yield jaccard.lerp_(original, lambda_value)
+
+
+def rerank_apart(query: Tensor, gallery: Tensor, groups: Tensor, **options) -> Iterator[Tensor]:
+    """As `rerank_blocks`, each group of queries as if the others were not there.
+
+    The neighbourhoods of k-reciprocal re-ranking hold queries too, so the queries of one sensor would change the ranking of the
+    other's.
+
+    Args:
+        query, gallery: as for `rerank_blocks`.
+        groups: (Q,) group of each query, such as its modality.
+        options: of `rerank_blocks`.
+    """
+    rows = {
+        group: itertools.chain.from_iterable(rerank_blocks(query[groups == group], gallery, **options))
+        for group in groups.unique().tolist()
+    }
+    for block in groups.split(_BLOCK_QUERIES):
+        yield torch.stack([next(rows[group]) for group in block.tolist()])
 
 
 def _nearest(images: Tensor, count: int, block_rows: int) -> _Neighbours:
