@@ -4,18 +4,19 @@ import logging
 from collections.abc import Sequence
 
 from configs import load_cfg
-from datasets.hoss import HossData, read_hoss
+from datasets.hoss import HossData
 from datasets.loaders import build_test_loader, build_train_loader
+from datasets.validation import build_training_data
 from loss.criterion import build_criterion
 from model.build import build_model
 from model.pretrained import build_start
 from processor.evaluate import Evaluation, build_ranking, evaluate
 from processor.features import extract_features
+from processor.selection import build_resumed_state
 from processor.train import Trainer, build_run, fit
 from solver.optimizer import build_center_optimizer, build_optimizer
 from solver.schedule import build_schedule
 from utils import distributed
-from utils.checkpoint import load
 from utils.cli import config_parser, run
 from utils.device import Precision, build_device, build_precision
 from utils.files import write_json, write_text
@@ -47,7 +48,7 @@ def build_trainer(cfg, data: HossData, device) -> Trainer:
         device=device,
     )
     if cfg.SOLVER.RESUME:
-        trainer.load_state_dict(load(cfg.SOLVER.RESUME))
+        trainer.load_state_dict(build_resumed_state(cfg))
         logger.info("resumed from %s after epoch %d", cfg.SOLVER.RESUME, trainer.epoch)
     return trainer
 
@@ -71,7 +72,7 @@ def train(cfg, device) -> None:
     folder = make_output_dir(cfg.OUTPUT_DIR)
     setup_logging(folder, "train_log.txt")
     seed_everything(cfg.SOLVER.SEED, distributed.rank())
-    data = read_hoss(cfg.DATASETS.ROOT_DIR)
+    data = build_training_data(cfg)
     logger.info("%s", data.summary())
     share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
     train_loader, test_loader = build_train_loader(cfg, data, **share), build_test_loader(cfg, data.images, **share)

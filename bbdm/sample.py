@@ -18,6 +18,7 @@ from datasets.generated import Run, SampleStore, Source, open_store
 from datasets.hoss import CROSS_PROTOCOLS, read_hoss
 from datasets.records import Modality
 from datasets.transforms import resize
+from datasets.validation import build_validation_data
 from utils import checkpoint, cli, distributed
 from utils.device import build_device, build_precision
 from utils.errors import CheckpointError, DataError, UsageError
@@ -25,7 +26,10 @@ from utils.log import make_output_dir, progress, setup_logging
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("query", "gallery", *(f"{name}/{side}" for name in CROSS_PROTOCOLS for side in ("query", "gallery")))
+VALIDATION = ("validation/query", "validation/gallery")
+"""Splits of DATASETS.VAL_FRACTION, cut from the training set by SOLVER.SEED."""
+
+SPLITS = ("query", "gallery", *VALIDATION, *(f"{name}/{side}" for name in CROSS_PROTOCOLS for side in ("query", "gallery")))
 
 MODEL_KEYS = (
     *("SPACE", "OBJECTIVE", "SCHEDULE", "NUM_TIMESTEPS", "MAX_VARIANCE", "IMAGE_SIZE", "CLIP", "GREY"),
@@ -37,19 +41,24 @@ Job = tuple[Path, Source, int]
 """One sample to make: the optical chip, what the store knows of it, k."""
 
 
-def find_sources(root_dir: str | Path, splits: Sequence[str]) -> list[tuple[Path, Source]]:
-    """The optical test chips of `splits`, each once. An image of a subset that the main split holds too belongs to that one.
+def build_sources(cfg) -> list[tuple[Path, Source]]:
+    """The optical chips of BBDM.SPLITS, each once. An image of a subset that the main split holds too belongs to that one.
 
     Raises:
         DataError: there is none, or a chip cannot be read.
+        UsageError: a validation split without DATASETS.VAL_FRACTION.
     """
-    records = [
-        record
-        for record in read_hoss(root_dir, train=False).images
-        if record.modality is Modality.OPTICAL and record.split in splits
-    ]
+    splits, images = cfg.BBDM.SPLITS, []
+    if not set(splits).isdisjoint(VALIDATION):
+        if not cfg.DATASETS.VAL_FRACTION:
+            raise UsageError("BBDM.SPLITS names validation chips; set DATASETS.VAL_FRACTION and SOLVER.SEED as in the training")
+        images += build_validation_data(cfg).images
+    if not set(splits).issubset(VALIDATION):
+        images += read_hoss(cfg.DATASETS.ROOT_DIR, train=False).images
+    records = [record for record in images if record.modality is Modality.OPTICAL and record.split in splits]
     if not records:
-        raise DataError(f"{root_dir} holds no optical test chip in {', '.join(splits)}; see DATASETS.ROOT_DIR and BBDM.SPLITS")
+        root = cfg.DATASETS.ROOT_DIR
+        raise DataError(f"{root} holds no optical chip in {', '.join(splits)}; see DATASETS.ROOT_DIR and BBDM.SPLITS")
     return [(record.path, Source(record.split, record.path.name, *read_shape(record.path))) for record in records]
 
 
@@ -151,7 +160,7 @@ def build_and_sample(cfg, device: torch.device) -> None:
     if cfg.BBDM.SAMPLE_BATCH < 1:
         raise UsageError(f"BBDM.SAMPLE_BATCH is {cfg.BBDM.SAMPLE_BATCH}; it is at least 1")
     settings = build_sampler_settings(cfg)
-    sources = find_sources(cfg.DATASETS.ROOT_DIR, cfg.BBDM.SPLITS)
+    sources = build_sources(cfg)
     model = build_model(cfg, device, build_precision(cfg, device), weights=cfg.BBDM.WEIGHT)
     model.network.eval().requires_grad_(False)
     folder = make_output_dir(cfg.OUTPUT_DIR)

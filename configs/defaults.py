@@ -115,6 +115,7 @@ def _datasets() -> CfgNode:
     node = CfgNode()
     node.NAMES = "HOSS"  # the data set; HOSS layout
     node.ROOT_DIR = "./data"  # the folder that holds HOSS/
+    node.VAL_FRACTION = 0.0  # share of the training ships that choose the best weights; 0: the test split does
     node.QUERY_ADD_DIR = ""  # generated samples of the query images
     node.GALLERY_ADD_DIR = ""  # generated samples of the gallery images
     return node

@@ -211,6 +211,7 @@ def _check_ranges(cfg: CfgNode) -> None:
     bounds = {
         "DATALOADER.NUM_INSTANCE": (1, infinity),
         "DATALOADER.NUM_WORKERS": (0, infinity),
+        "DATASETS.VAL_FRACTION": (0, 0.9),
         "INPUT.PADDING": (0, infinity),
         "INPUT.PROB": (0, 1),
         "INPUT.RE_PROB": (0, 1),

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from datasets.records import Batch
 from processor.evaluate import Evaluation, Score, results_table
+from processor.selection import Split, build_split, write_selection
 from utils import distributed
 from utils.checkpoint import save
 from utils.device import Precision
@@ -178,6 +179,7 @@ class Run:
         evaluation_period, checkpoint_period: in epochs; the last epoch is always evaluated and kept.
         log_period: in steps.
         config: the configuration as text, kept in last.pth.
+        split: what the best weights are chosen on.
     """
 
     folder: Path
@@ -187,6 +189,7 @@ class Run:
     checkpoint_period: int
     log_period: int
     config: str
+    split: Split
 
 
 def build_run(cfg, folder: Path) -> Run:
@@ -199,6 +202,7 @@ def build_run(cfg, folder: Path) -> Run:
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         log_period=cfg.SOLVER.LOG_PERIOD,
         config=cfg.dump(),
+        split=build_split(cfg),
     )
 
 
@@ -224,7 +228,7 @@ def fit(trainer: Trainer, loader, run: Run, *, evaluate: Callable[[], Mapping[st
         evaluated = evaluate is not None and (is_last or trainer.epoch % run.evaluation_period == 0)
         if evaluated:
             evaluations = evaluate()
-            _log_evaluation(trainer.epoch, means, evaluations, metrics)
+            _log_evaluation(trainer.epoch, means, evaluations, metrics, run.split.name)
         save_checkpoints(
             trainer,
             run,
@@ -232,15 +236,18 @@ def fit(trainer: Trainer, loader, run: Run, *, evaluate: Callable[[], Mapping[st
             periodic=is_last or trainer.epoch % run.checkpoint_period == 0,
         )
     bar.close()
-    logger.info("%d epochs are done; see %s\n%s", trainer.epoch, run.folder, results_table(evaluations) if evaluations else "")
+    figures = f"\nfigures of the {run.split.name} split:\n{results_table(evaluations)}" if evaluations else ""
+    logger.info("%d epochs are done; see %s%s", trainer.epoch, run.folder, figures)
 
 
-def _log_evaluation(epoch: int, means: dict[str, float], evaluations: Mapping[str, Evaluation], metrics: MetricsWriter) -> None:
+def _log_evaluation(
+    epoch: int, means: dict[str, float], evaluations: Mapping[str, Evaluation], metrics: MetricsWriter, split: str
+) -> None:
     plain = {name: evaluation.plain for name, evaluation in evaluations.items()}
     figures = ", ".join(f"{name} mAP {100 * score.mAP:.1f} R1 {100 * score.R1:.1f}" for name, score in plain.items())
     logger.info("epoch %d: loss %.3f, accuracy %.2f; %s", epoch, means["loss"], means["accuracy"], figures)
     for name, score in plain.items():
-        metrics.write(kind="test", epoch=epoch, protocol=name, mAP=score.mAP, R1=score.R1, R5=score.R5, R10=score.R10)
+        metrics.write(kind=split, epoch=epoch, protocol=name, mAP=score.mAP, R1=score.R1, R5=score.R5, R10=score.R10)
 
 
 def save_checkpoints(trainer: Trainer, run: Run, *, score: Score | None, periodic: bool) -> None:
@@ -249,7 +256,8 @@ def save_checkpoints(trainer: Trainer, run: Run, *, score: Score | None, periodi
     Args:
         trainer: after the epoch.
         run: where to.
-        score: of this epoch, if it was evaluated; a new best mAP or R1 writes best_model_mAP.pth or best_model_rank1.pth.
+        score: of this epoch, if it was evaluated; a new best mAP or R1 writes best_model_mAP.pth or best_model_rank1.pth,
+            and beside it a JSON file that says on which split it was chosen (`processor.selection`).
         periodic: whether this epoch's own checkpoint, and last.pth, are due.
     """
     values = {} if score is None else {"mAP": score.mAP, "rank1": score.R1}
@@ -258,9 +266,11 @@ def save_checkpoints(trainer: Trainer, run: Run, *, score: Score | None, periodi
     state = trainer.state_dict() if periodic else None
     if distributed.is_main():
         weights = distributed.unwrap(trainer.model).state_dict()
-        for metric in improved:
-            save(run.folder / f"best_model_{metric}.pth", weights)
+        for metric, value in improved.items():
+            path = run.folder / f"best_model_{metric}.pth"
+            save(path, weights)
+            write_selection(path, epoch=trainer.epoch, metric=metric, score=value, split=run.split)
         if periodic:
             save(run.folder / f"{run.name}_{trainer.epoch}.pth", weights)
-            save(run.folder / "last.pth", {**state, "config": run.config})
+            save(run.folder / "last.pth", {**state, "config": run.config, "split": asdict(run.split)})
     distributed.barrier()

@@ -16,6 +16,7 @@ from model.reid import ReIDOutput
 from processor.evaluate import Ranking, Reranking, evaluate, rank_protocol, results_dict, results_table
 from processor.features import extract_features
 from processor.fusion import find_samples, fuse, fuse_images
+from processor.selection import Split
 from processor.train import Run, Trainer, fit, save_checkpoints, train_one_epoch
 from solver.schedule import cosine_schedule
 from tests.chip_files import write_chip
@@ -303,7 +304,7 @@ def score_of(mean: float, first: float):
 
 def run_of(folder: Path, **changes) -> Run:
     plan = {"epochs": 5, "evaluation_period": 2, "checkpoint_period": 3, "log_period": 2, "config": "A: 1\n"}
-    return Run(folder=folder, name="transformer", **plan | changes)
+    return Run(folder=folder, name="transformer", **{"split": Split("test", 0.0, 1)} | plan | changes)
 
 
 def names(folder: Path) -> set[str]:
@@ -321,7 +322,8 @@ def test_best_weights_are_those_of_the_best_epoch(tmp_path):
         bests = {name: float(load(tmp_path / f"best_model_{name}.pth")["layer.weight"][0, 0]) for name in bests}
     assert bests == {"mAP": 3, "rank1": 2}
     assert trainer.best == {"mAP": 0.6, "rank1": 0.6}
-    assert names(tmp_path) == {"best_model_mAP.pth", "best_model_rank1.pth"}
+    bests = {"best_model_mAP", "best_model_rank1"}
+    assert names(tmp_path) == {f"{best}{suffix}" for best in bests for suffix in (".pth", ".json")}
 
 
 def test_an_epoch_without_evaluation_writes_no_best_weights(tmp_path):
@@ -342,8 +344,8 @@ def test_fit_evaluates_and_keeps_by_period_and_at_the_end(tmp_path):
 
     fit(trainer, loader, run_of(tmp_path), evaluate=evaluation)
     assert evaluated == [2, 4, 5]
-    pth = {"transformer_3.pth", "transformer_5.pth", "last.pth", "best_model_mAP.pth", "best_model_rank1.pth"}
-    assert names(tmp_path) == pth | {"metrics.jsonl"}
+    bests = {f"best_model_{metric}.{suffix}" for metric in ("mAP", "rank1") for suffix in ("pth", "json")}
+    assert names(tmp_path) == bests | {"transformer_3.pth", "transformer_5.pth", "last.pth", "metrics.jsonl"}
     tests = [line for line in lines_of(tmp_path) if line["kind"] == "test"]
     assert [(line["epoch"], line["protocol"]) for line in tests] == [(2, "ALL"), (4, "ALL"), (5, "ALL")]
 

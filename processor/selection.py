@@ -1,0 +1,104 @@
+"""How weights were chosen: a JSON file beside them, since checkpoints are bare state dicts that hold tensors only."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoint import load, sha256
+from utils.errors import UsageError
+from utils.files import write_json
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images that the best weights are chosen on.
+
+    Attributes:
+        name: 'test', as in the released programs, or 'validation'.
+        fraction: of the training ships that validate (DATASETS.VAL_FRACTION); 0 for the test split.
+        seed: that cut them (SOLVER.SEED).
+    """
+
+    name: str
+    fraction: float
+    seed: int
+
+
+def build_split(cfg) -> Split:
+    """The split of DATASETS.VAL_FRACTION."""
+    fraction = cfg.DATASETS.VAL_FRACTION
+    return Split("validation" if fraction else "test", fraction, cfg.SOLVER.SEED)
+
+
+def build_resumed_state(cfg) -> Any:
+    """What SOLVER.RESUME holds, if its run held out the same ships; one that did not has learnt from some that now validate.
+
+    Raises:
+        UsageError: another fraction, or another seed of the cut.
+        CheckpointError: see `utils.checkpoint.load`.
+    """
+    state, split = load(cfg.SOLVER.RESUME), build_split(cfg)
+    before = state.get("split") if isinstance(state, Mapping) else None
+    if before is None or before["fraction"] == split.fraction == 0 or before == asdict(split):
+        return state
+    raise UsageError(
+        f"SOLVER.RESUME is of a run with DATASETS.VAL_FRACTION {before['fraction']:g} and SOLVER.SEED {before['seed']}, "
+        f"not {split.fraction:g} and {split.seed}; resume with its own, or the weights have learnt from ships that validate"
+    )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Why a weights file is the best one of its run.
+
+    Attributes:
+        sha256: of the weights file.
+        epoch: that it was written after.
+        metric: 'mAP' or 'rank1', of the ALL protocol.
+        score: its value, 0..1.
+        split: 'test' or 'validation', where it was measured.
+        fraction: see `Split`.
+        seed: see `Split`.
+    """
+
+    sha256: str
+    epoch: int
+    metric: str
+    score: float
+    split: str
+    fraction: float
+    seed: int
+
+    def sentence(self) -> str:
+        """One line for whoever reads results made from these weights."""
+        how = f"epoch {self.epoch}, best {self.metric} of ALL, {100 * self.score:.1f}"
+        if self.split == "test":
+            return f"weights chosen on the test split ({how}): figures of that split flatter them"
+        return f"weights chosen on validation ships, {self.fraction:g} of the training set, seed {self.seed} ({how})"
+
+
+UNKNOWN = "no record beside the weights says on which split they were chosen"
+"""Stands for `Selection.sentence` where there is no selection."""
+
+
+def write_selection(weights: Path, *, epoch: int, metric: str, score: float, split: Split) -> None:
+    """Write `<weights less .pth>.json` for a weights file that is already written."""
+    chosen = Selection(sha256(weights), epoch, metric, score, split.name, split.fraction, split.seed)
+    write_json(weights.with_suffix(".json"), asdict(chosen))
+
+
+def find_selection(weights: str | Path, digest: str) -> Selection | None:
+    """What a JSON file beside `weights` says of the file of SHA-256 `digest`; None if none speaks of it.
+
+    Files are matched by content, so that a renamed copy keeps its record and a replaced file does not inherit one.
+    """
+    for path in sorted(Path(weights).parent.glob("*.json")):
+        try:
+            chosen = Selection(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue  # results.json and what else lies there
+        if chosen.sha256 == digest:
+            return chosen
+    return None

@@ -1,0 +1,122 @@
+"""The validation part of the training set, and the record of which split weights were chosen on."""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+
+import train
+from datasets.hoss import read_hoss
+from datasets.records import Modality
+from datasets.validation import hold_out
+from processor.selection import Split, find_selection, write_selection
+from tests.chip_files import write_hoss
+from tests.commands import call, settings
+from utils.checkpoint import load, save, sha256
+from utils.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_hoss(tmp_path_factory.mktemp("data"), train_ships=10, test_ships=2, views=2)
+
+
+@pytest.fixture(scope="module")
+def records(data):
+    return read_hoss(data, test=False).train
+
+
+def test_no_ship_is_on_both_sides_and_no_chip_is_lost(records):
+    part = hold_out(records, fraction=0.3, seed=1)
+    assert {record.pid for record in part.images}.isdisjoint(part.labels)
+    assert len({record.pid for record in part.images}) == 3
+    assert sorted(record.path for record in (*part.train, *part.images)) == sorted(record.path for record in records)
+    assert sorted(part.labels.values()) == list(range(7))
+    assert {record.pid for record in part.train} == set(part.labels)
+
+
+def test_a_ship_gives_one_query_of_each_sensor(records):
+    part = hold_out(records, fraction=0.3, seed=1)
+    protocol = part.protocols["ALL"]
+    queries = Counter((part.images[index].pid, part.images[index].modality) for index in protocol.query)
+    assert len(queries) == 6
+    assert set(queries.values()) == {1}
+    assert set(protocol.query) | set(protocol.gallery) == set(range(len(part.images)))
+    for name, asking in (("O2S", Modality.OPTICAL), ("S2O", Modality.SAR)):
+        cross = part.protocols[name]
+        assert {part.images[index].modality for index in cross.query} == {asking}
+        assert {part.images[index].modality for index in cross.gallery} == {Modality(1 - asking)}
+    assert {part.images[index].split for index in protocol.query} == {"validation/query"}
+
+
+def test_the_seed_decides_the_part_and_the_order_of_files_does_not(records):
+    part = hold_out(records, fraction=0.3, seed=1)
+    assert hold_out(records[::-1], fraction=0.3, seed=1).images == part.images
+    others = [{record.pid for record in hold_out(records, fraction=0.3, seed=seed).images} for seed in range(5)]
+    assert len({frozenset(ships) for ships in others}) > 1
+
+
+def test_too_small_a_part_names_the_key(records):
+    with pytest.raises(DataError, match=r"DATASETS\.VAL_FRACTION: .*raise it"):
+        hold_out(records, fraction=0.01, seed=1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        hold_out(records, fraction=1.0, seed=1)
+
+
+# A run
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A run of two epochs on a data set whose test folders are gone."""
+    root, folder = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("run")
+    shutil.copytree(data / "HOSS" / "bounding_box_train", root / "HOSS" / "bounding_box_train")
+    ended = call(train.main, *arguments(root, folder))
+    assert ended.status == 0, ended.err
+    return root, folder
+
+
+def arguments(root, folder, **changes):
+    values = {"DATASETS__ROOT_DIR": root, "OUTPUT_DIR": folder, "DATASETS__VAL_FRACTION": 0.4, "SOLVER__MAX_EPOCHS": 2}
+    return settings(**values | changes)
+
+
+def test_training_with_a_validation_part_does_not_need_the_test_split(trained):
+    _, folder = trained
+    kinds = {json.loads(line)["kind"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
+    assert "validation" in kinds
+    assert "test" not in kinds
+    assert load(folder / "best_model_mAP.pth")["classifier.weight"].shape[0] == 6
+    assert "figures of the validation split" in (folder / "train_log.txt").read_text()
+
+
+def test_best_weights_say_which_split_chose_them(trained):
+    weights = trained[1] / "best_model_mAP.pth"
+    chosen = find_selection(weights, sha256(weights))
+    assert (chosen.split, chosen.fraction, chosen.seed, chosen.metric) == ("validation", 0.4, 1234, "mAP")
+    assert 0 < chosen.score <= 1
+    assert "validation ships" in chosen.sentence()
+
+
+def test_a_run_is_not_resumed_with_other_validation_ships(trained):
+    root, folder = trained
+    for change in ({"SOLVER__SEED": 5}, {"DATASETS__VAL_FRACTION": 0.3}):
+        ended = call(train.main, *arguments(root, folder, SOLVER__RESUME=folder / "last.pth", **change))
+        assert ended.status == 2
+        assert "SOLVER.RESUME" in ended.sentence
+        assert "VAL_FRACTION" in ended.sentence
+
+
+def test_a_record_belongs_to_the_content_of_a_file_and_not_to_its_name(tmp_path):
+    weights = tmp_path / "best_model_mAP.pth"
+    save(weights, {"a": torch.ones(1)})
+    write_selection(weights, epoch=3, metric="mAP", score=0.5, split=Split("test", 0.0, 1))
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "broken.json").write_text("{")
+    renamed = shutil.copy(weights, tmp_path / "renamed.pth")
+    assert find_selection(renamed, sha256(renamed)).epoch == 3
+    assert "chosen on the test split" in find_selection(renamed, sha256(renamed)).sentence()
+    save(weights, {"a": torch.zeros(1)})
+    assert find_selection(weights, sha256(weights)) is None
