@@ -1,8 +1,12 @@
-"""From nothing to a table of results: data, re-identification, and what an untrained network makes of the same chips."""
+"""From nothing to a table of results: data, re-identification, generated pictures, and the test that fuses them.
+
+What an untrained network makes of the same chips stands beside it.
+"""
 
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -19,15 +23,16 @@ from utils.errors import TrainingError
 from utils.log import setup_logging, table
 
 REID_CONFIG = "configs/demo_reid.yml"
-REAL_CHIPS = ["SOLVER.MAX_EPOCHS", "150", "SOLVER.EVAL_PERIOD", "50", "SOLVER.CHECKPOINT_PERIOD", "150"]
-"""Settings for a few dozen training chips: an epoch is only a step or two."""
+BRIDGE_CONFIG = "configs/demo_bbdm.yml"
+FEW_CHIPS = ["SOLVER.MAX_EPOCHS", "150", "SOLVER.EVAL_PERIOD", "50", "SOLVER.CHECKPOINT_PERIOD", "150"]
+"""Settings of both for a few dozen training chips: an epoch is only a step or three."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run every command of the demo and print one table."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.demo",
-        description="Data, training, test: the whole path on two CPU cores, in minutes.",
+        description="Data, training, generation, fused test: the whole path on two CPU cores, in minutes.",
         epilog="examples:\n  python -m tools.demo\n  python -m tools.demo --data <folder that holds HOSS/>",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,9 +44,12 @@ def main(arguments: Sequence[str]) -> None:
     output = args.output / ("real" if args.data else "procedural")
     data = args.data or _draw_data(output / "data")
     common = ["--config_file", REID_CONFIG, "DATASETS.ROOT_DIR", str(data)]
+    periods = FEW_CHIPS if args.data else []
     reid = output / "reid"
-    _command("train.py", *common, "OUTPUT_DIR", str(reid), *(REAL_CHIPS if args.data else []))
-    _command("test.py", *common, "OUTPUT_DIR", str(reid), "TEST.WEIGHT", str(reid / "best_model_mAP.pth"))
+    _command("train.py", *common, *periods, "OUTPUT_DIR", str(reid))
+    samples = _generate(output, data, periods)
+    fused = ["DATASETS.QUERY_ADD_DIR", str(samples), "DATASETS.GALLERY_ADD_DIR", str(samples)]
+    _command("test.py", *common, *fused, "OUTPUT_DIR", str(reid), "TEST.WEIGHT", str(reid / "best_model_mAP.pth"))
     untrained = _untrained_weights(output / "untrained", common)
     _command("test.py", *common, "OUTPUT_DIR", str(untrained.parent), "TEST.WEIGHT", str(untrained))
     print(f"\n{_summary(reid / 'results.json', untrained.parent / 'results.json')}")
@@ -52,6 +60,19 @@ def _draw_data(folder: Path) -> Path:
     if not (folder / "HOSS").is_dir():
         _command("-m", "tools.make_dataset", "--output", str(folder))
     return folder
+
+
+def _generate(output: Path, data: Path, periods: Sequence[str]) -> Path:
+    """Train the bridge and sample pseudo-SAR pictures of every optical test chip; returns their folder."""
+    common = ["--config_file", BRIDGE_CONFIG, "DATASETS.ROOT_DIR", str(data), *periods]
+    bridge, samples = output / "bridge", output / "samples"
+    _command("-m", "bbdm.train", *common, "OUTPUT_DIR", str(bridge))
+    weights = bridge / f"bridge_{load_cfg(BRIDGE_CONFIG, common[2:]).SOLVER.MAX_EPOCHS}.pth"
+    shutil.rmtree(samples, ignore_errors=True)  # of an earlier demo, made by other weights
+    _command(
+        "-m", "bbdm.sample", "--config_file", BRIDGE_CONFIG, *settings, "OUTPUT_DIR", str(samples), "BBDM.WEIGHT", str(weights)
+    )
+    return samples
 
 
 def _untrained_weights(folder: Path, common: Sequence[str]) -> Path:
