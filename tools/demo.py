@@ -69,9 +69,7 @@ def _generate(output: Path, data: Path, periods: Sequence[str]) -> Path:
     _command("-m", "bbdm.train", *common, "OUTPUT_DIR", str(bridge))
     weights = bridge / f"bridge_{load_cfg(BRIDGE_CONFIG, common[2:]).SOLVER.MAX_EPOCHS}.pth"
     shutil.rmtree(samples, ignore_errors=True)  # of an earlier demo, made by other weights
-    _command(
-        "-m", "bbdm.sample", "--config_file", BRIDGE_CONFIG, *settings, "OUTPUT_DIR", str(samples), "BBDM.WEIGHT", str(weights)
-    )
+    _command("-m", "bbdm.sample", *common, "OUTPUT_DIR", str(samples), "BBDM.WEIGHT", str(weights))
     return samples
 
 
