@@ -28,7 +28,7 @@ CHOICES = {
     "BBDM.SCHEDULE": ("linear", "sin"),
     "BBDM.SPACE": ("pixel", "latent"),
     "DATALOADER.SAMPLER": ("softmax", "softmax_triplet"),
-    "INPUT.SAR_DENOISE": ("percentile", "max"),
+    "INPUT.SAR_DENOISE": ("percentile", "max", "lee", "nlm", "clahe"),
     "SOLVER.AMP": ("auto", "off", "fp16", "bf16"),
     "SOLVER.OPTIMIZER_NAME": ("SGD", "Adam", "AdamW"),
     "SOLVER.SCHEDULER": ("cosine", "multistep"),
@@ -105,7 +105,7 @@ def _input() -> CfgNode:
     node.PADDING = 10  # pixels around a training image before it is cropped at random
     node.PIXEL_MEAN = [0.485, 0.456, 0.406]
     node.PIXEL_STD = [0.229, 0.224, 0.225]
-    node.SAR_DENOISE = "percentile"  # 'percentile': MOS; 'max': TransOSS
+    node.SAR_DENOISE = "percentile"  # 'percentile': MOS; 'max': TransOSS; 'lee', 'nlm', 'clahe': see datasets/sar.py
     node.SAR_LOW_PERCENT = 5.0  # percentile that becomes black
     node.SAR_HIGH_PERCENT = 100.0  # percentile that becomes white
     return node

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.despeckle import equalise, lee, non_local_means
 from utils.errors import UsageError
 
 SarRendering = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
@@ -51,13 +52,35 @@ def render_max(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return _three_bands(values)
 
 
+def render_filtered(values: NDArray[np.float32], *, name: str, low: float = 5.0, high: float = 100.0) -> NDArray[np.uint8]:
+    """Stretch as `render_percentile` and filter as well; no released program does so.
+
+    Args:
+        values: (H, W) float32, finite; for 'lee' and 'nlm' not below 0.
+        name: 'lee' and 'nlm' (non-local means) filter the values before they are stretched, 'clahe' (contrast-limited
+            equalisation) the stretched picture.
+        low, high: percentiles, as for `render_percentile`.
+
+    Returns:
+        (H, W, 3) uint8, three equal bands.
+
+    Raises:
+        ValueError: values below 0, as in decibels, for 'lee' and 'nlm'.
+    """
+    if name == "clahe":
+        grey = np.ascontiguousarray(render_percentile(values, low=low, high=high)[..., 0])
+        return _three_bands(equalise(grey))
+    despeckle = {"lee": lee, "nlm": non_local_means}[name]
+    return render_percentile(despeckle(values), low=low, high=high)
+
+
 def build_sar_rendering(name: str, *, low: float = 5.0, high: float = 100.0) -> SarRendering:
     """Choose the rendering that INPUT.SAR_DENOISE names.
 
     Args:
-        name: 'percentile' (MOS) or 'max' (TransOSS).
-        low: lower percentile, read by 'percentile' only.
-        high: upper percentile, read by 'percentile' only.
+        name: 'percentile' (MOS), 'max' (TransOSS), or of `render_filtered` 'lee', 'nlm' or 'clahe'.
+        low: lower percentile, read by all but 'max'.
+        high: upper percentile, read by all but 'max'.
 
     Raises:
         UsageError: an unknown name, or percentiles that are not 0 <= low < high <= 100.
@@ -65,11 +88,12 @@ def build_sar_rendering(name: str, *, low: float = 5.0, high: float = 100.0) -> 
     if not 0 <= low < high <= 100:
         raise UsageError(f"INPUT.SAR_LOW_PERCENT {low} and INPUT.SAR_HIGH_PERCENT {high} must satisfy 0 <= low < high <= 100")
     renderings = {"percentile": partial(render_percentile, low=low, high=high), "max": render_max}
+    renderings |= {kind: partial(render_filtered, name=kind, low=low, high=high) for kind in ("lee", "nlm", "clahe")}
     if name not in renderings:
         raise UsageError(f"INPUT.SAR_DENOISE cannot be {name!r}; choose one of {', '.join(renderings)}")
     return renderings[name]
 
 
-def _three_bands(scaled: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _three_bands(scaled: NDArray) -> NDArray[np.uint8]:
     """Clip to 0..255, truncate, repeat to three bands."""
     return np.repeat(scaled.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
