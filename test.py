@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 
 from configs import ConfigError, load_cfg
@@ -9,9 +10,11 @@ from datasets.hoss import read_hoss
 from datasets.loaders import build_generated_loader, build_test_loader
 from model.build import build_model
 from model.pretrained import load_weights
-from processor.evaluate import build_ranking, evaluate, results_dict, results_table
+from processor.evaluate import build_ranking, counting_line, counting_rules, evaluate, results_dict, results_table
+from processor.feature_store import build_feature_store, chip_contents, hash_files, hash_text, sample_contents
 from processor.features import extract_features
 from processor.fusion import find_samples, fuse_images
+from processor.selection import UNKNOWN, find_selection
 from utils import distributed
 from utils.checkpoint import sha256
 from utils.cli import config_parser, run
@@ -36,20 +39,31 @@ def test(cfg, device) -> None:
     float32 = Precision(device.type)
     options = {"neck": cfg.TEST.NECK_FEAT, "flip": cfg.TEST.FLIP}
     extract = partial(extract_features, model, device=device, precision=float32, **options)
-    features = extract(build_test_loader(cfg, data.images, **share), count=len(data.images), description="features")
+    digest, hashes = sha256(cfg.TEST.WEIGHT), hash_files([record.path for record in data.images])
+    store = build_feature_store(cfg, weights_sha256=digest, device=device)
+    features = store.get(
+        chip_contents(data.images, hashes),
+        lambda: extract(build_test_loader(cfg, data.images, **share), count=len(data.images), description="features"),
+    ).values
     fused = None
     if samples is not None:
         paths = [path for image_paths in samples.paths for path in image_paths]
         origins = [data.images[index] for index in samples.sources for _ in range(samples.per_image)]
         loader = build_generated_loader(cfg, paths, origins, **share)
-        generated = extract(loader, count=len(paths), description="features of samples").unflatten(0, (-1, samples.per_image))
+        contents = sample_contents(paths, [hashes[index] for index in samples.sources for _ in range(samples.per_image)])
+        generated = store.get(contents, lambda: extract(loader, count=len(paths), description="features of samples")).values
+        generated = generated.unflatten(0, (-1, samples.per_image))
         fused = fuse_images(features, generated, samples.sources, tau=cfg.TEST.FUSION_TAU)
     sources = samples.sources if samples else ()
     ranking = build_ranking(cfg, device)
     evaluations = evaluate(data.protocols, data.images, features, ranking, fused=fused, sources=sources)
     if distributed.is_main():
+        selection = find_selection(cfg.TEST.WEIGHT, digest)
         results = {
-            "weights": {"path": str(cfg.TEST.WEIGHT), "sha256": sha256(cfg.TEST.WEIGHT)},
+            "weights": {"path": str(cfg.TEST.WEIGHT), "sha256": digest},
+            "selection": asdict(selection) if selection else None,
+            "data": {"root": str(cfg.DATASETS.ROOT_DIR), "images": len(hashes), "sha256": hash_text(hashes)},
+            "counting": counting_rules(ranking),
             "tau": cfg.TEST.FUSION_TAU,
             "samples_per_image": samples.per_image if samples else 0,
             "protocols": results_dict(evaluations),
@@ -57,6 +71,8 @@ def test(cfg, device) -> None:
         }
         write_json(folder / "results.json", results)
         print(results_table(evaluations))
+        print(counting_line(ranking))
+        print(selection.sentence() if selection else UNKNOWN)
         logger.info("wrote %s", folder / "results.json")
 
 

@@ -164,6 +164,7 @@ def _solver() -> CfgNode:
 def _test() -> CfgNode:
     node = CfgNode()
     node.WEIGHT = ""  # the checkpoint to test
+    node.FEATURE_STORE = ""  # folder that keeps features for the next run with these images and weights; '': none
     node.IMS_PER_BATCH = 128  # images in a batch, on each process
     node.NECK_FEAT = "after"  # the feature that is compared: 'before' or 'after' the neck
     node.FEAT_NORM = "yes"  # L2-normalise features

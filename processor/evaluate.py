@@ -17,7 +17,7 @@ from datasets.records import Protocol, Record
 from utils import distributed
 from utils.errors import DataError
 from utils.expansion import expand_queries
-from utils.intervals import Interval, mean_interval
+from utils.intervals import METHOD, Interval, mean_interval
 from utils.log import table
 from utils.reranking import rerank_apart
 from utils.retrieval import RetrievalResult, join_results, rank_distances, rank_features
@@ -74,6 +74,23 @@ def build_ranking(cfg, device: torch.device) -> Ranking:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What became of one query.
+
+    Attributes:
+        query: file name.
+        ship: its pid.
+        AP: average precision, 0..1; None where the query has no match in the gallery and does not count.
+        first_match: 1-based rank of its nearest match; 0 where there is none.
+    """
+
+    query: str
+    ship: int
+    AP: float | None
+    first_match: int
+
+
+@dataclass(frozen=True)
 class Score:
     """The figures of one protocol; rates in 0..1.
 
@@ -83,6 +100,7 @@ class Score:
         distractors: gallery images that match no query.
         chance: expected R1 of a random ranking, the mean of matches / gallery over the queries that count.
         mAP_interval, R1_interval: 95 % intervals that allow for several queries of a ship (`utils.intervals`).
+        per_query: the outcome of each query, counted or not, in the protocol's order.
     """
 
     mAP: float
@@ -96,6 +114,7 @@ class Score:
     chance: float
     mAP_interval: Interval
     R1_interval: Interval
+    per_query: tuple[Outcome, ...]
 
 
 @dataclass(frozen=True)
@@ -165,6 +184,12 @@ def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequenc
         chance=float(np.mean(result.matches[counted] / result.gallery)),
         mAP_interval=mean_interval(result.average_precision[counted], ships),
         R1_interval=mean_interval(result.hits(1)[counted], ships),
+        per_query=tuple(
+            Outcome(records[index].path.name, records[index].pid, float(precision) if matches else None, int(first))
+            for index, precision, matches, first in zip(
+                protocol.query, result.average_precision, result.matches, result.first_match, strict=True
+            )
+        ),
     )
 
 
@@ -241,6 +266,26 @@ def _percent(interval: Interval) -> str:
     return f"{100 * interval.low:.1f}-{100 * interval.high:.1f}"
 
 
+def counting_rules(ranking: Ranking) -> dict[str, Any]:
+    """What a figure counts, for results.json and the line below the table."""
+    return {
+        "same_modality_gallery": ranking.same_modality,
+        "queries_without_match": "left out",
+        "distractors": "match nothing",
+        "interval": METHOD,
+        "interval_level": 0.95,
+    }
+
+
+def counting_line(ranking: Ranking) -> str:
+    """The counting rules in one line."""
+    own = "stay in" if ranking.same_modality else "are left out of"
+    return (
+        "counted: queries with a match in the gallery, whole gallery; images of the query's own modality "
+        f"{own} the gallery; distractors match nothing; 95 %: {METHOD}"
+    )
+
+
 def results_dict(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     """The 'protocols' of results.json."""
 
@@ -250,6 +295,7 @@ def results_dict(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
         values = dict(vars(score))
         for key in ("mAP_interval", "R1_interval"):
             values[key] = [values[key].low, values[key].high]
+        values["per_query"] = [vars(outcome) for outcome in score.per_query]
         return values
 
     return {

@@ -13,6 +13,7 @@ from PIL import Image
 
 import test as command
 from model.build import build_model
+from processor.selection import Split, write_selection
 from tests.chip_files import write_hoss
 from tests.commands import Ended, call, settings, tiny_cfg
 from utils.checkpoint import load, save
@@ -68,6 +69,33 @@ def test_results_follow_the_interface(done, weights):
         name: (plain["queries"], plain["queries_counted"], plain["gallery"]) for name, plain in figures_of(done[0]).items()
     }
     assert counts == {"ALL": (6, 6, 14), "O2S": (3, 3, 7), "S2O": (3, 3, 7)}
+
+
+def test_the_outcome_of_each_query_adds_up_to_the_figures(done):
+    for plain in figures_of(done[0]).values():
+        outcomes = plain["per_query"]
+        assert len({outcome["query"] for outcome in outcomes}) == plain["queries"]
+        assert all(outcome["query"].startswith(f"{outcome['ship']:04d}_") for outcome in outcomes)
+        counted = [outcome for outcome in outcomes if outcome["AP"] is not None]
+        assert np.mean([outcome["AP"] for outcome in counted]) == pytest.approx(plain["mAP"])
+        assert np.mean([outcome["first_match"] == 1 for outcome in counted]) == pytest.approx(plain["R1"])
+
+
+def test_what_was_counted_and_how_weights_were_chosen_is_said(data, weights, done, tmp_path):
+    results, ended = results_of(done[0]), done[1]
+    assert results["counting"]["same_modality_gallery"] is True
+    assert results["counting"]["interval"]
+    assert results["selection"] is None
+    assert "stay in the gallery" in ended.out
+    assert "no record beside the weights" in ended.out
+    copy = tmp_path / "best_model_mAP.pth"
+    shutil.copy(weights, copy)
+    write_selection(copy, epoch=7, metric="mAP", score=0.25, split=Split("test", 0.0, 1))
+    ended = run_test(data, copy, tmp_path / "run", TEST__SAME_MODALITY_GALLERY=False)
+    assert "chosen on the test split (epoch 7" in ended.out
+    assert "are left out of the gallery" in ended.out
+    assert results_of(tmp_path / "run")["selection"]["epoch"] == 7
+    assert results_of(tmp_path / "run")["data"]["sha256"] == results["data"]["sha256"]
 
 
 def test_the_table_is_printed_and_the_log_kept(done):

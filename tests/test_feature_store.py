@@ -1,0 +1,153 @@
+"""The feature store: what is reused, what never is, and that test.py gives the same results with it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import test as command
+from datasets.hoss import read_hoss
+from model.build import build_model
+from processor.feature_store import FeatureStore, build_feature_store, chip_contents, hash_files
+from tests.chip_files import write_chip, write_hoss
+from tests.commands import call, settings, tiny_cfg
+from utils.checkpoint import load, save
+
+CPU = torch.device("cpu")
+CONTENTS = ["a .tif 0", "b .tif 1"]
+VALUES = torch.arange(6.0).reshape(2, 3)
+
+
+def never():
+    raise AssertionError("extracted although it is stored")
+
+
+def fill(folder, origin=None) -> FeatureStore:
+    store = FeatureStore(folder, origin or {"weights": "w"})
+    assert not store.get(CONTENTS, lambda: VALUES).reused
+    return store
+
+
+def test_the_same_images_are_extracted_once(tmp_path):
+    found = fill(tmp_path).get(CONTENTS, never)
+    assert found.reused
+    assert torch.equal(found.values, VALUES)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".pth"]
+
+
+@pytest.mark.parametrize("contents", [CONTENTS[::-1], [*CONTENTS, "c"], CONTENTS[:1], ["a .tif 1", "b .tif 1"]])
+def test_other_images_or_another_order_are_not_the_same(tmp_path, contents):
+    other = torch.zeros(len(contents), 3)
+    assert torch.equal(fill(tmp_path).get(contents, lambda: other).values, other)
+
+
+def test_another_origin_is_not_the_same(tmp_path):
+    fill(tmp_path)
+    assert not FeatureStore(tmp_path, {"weights": "v"}).get(CONTENTS, lambda: VALUES).reused
+
+
+def test_without_a_folder_nothing_is_kept():
+    store = FeatureStore(None, {})
+    assert not store.get(CONTENTS, lambda: VALUES).reused
+    assert not store.get(CONTENTS, lambda: VALUES).reused
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def flip(path):
+    entry = load(path)
+    entry["features"][0, 0] += 1
+    save(path, entry)
+
+
+def foreign(path):
+    other = FeatureStore(path.parent / "other", {"weights": "v"})
+    other.get(CONTENTS, lambda: VALUES + 1)
+    shutil.copy(next((path.parent / "other").iterdir()), path)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, foreign, lambda path: path.write_text("{}"), lambda path: save(path, {"a": 1})])
+def test_what_is_damaged_or_foreign_is_made_anew(tmp_path, damage, caplog):
+    store = fill(tmp_path)
+    damage(next(tmp_path.glob("*.pth")))
+    assert torch.equal(store.get(CONTENTS, lambda: VALUES).values, VALUES)
+    assert "made anew" in caplog.text
+    assert store.get(CONTENTS, never).reused
+
+
+def test_settings_that_change_features_change_the_origin():
+    def origin(**changes):
+        return build_feature_store(tiny_cfg(**changes), weights_sha256="w", device=CPU).origin
+
+    plain = origin()
+    assert json.dumps(plain)
+    for changes in ({"INPUT__SIZE_TEST": "[48,32]"}, {"INPUT__SAR_LOW_PERCENT": 7}, {"TEST__NECK_FEAT": "after"}):
+        assert origin(**changes) != plain
+    for changes in ({"TEST__FUSION_TAU": 0.5}, {"TEST__RE_RANKING": True}, {"DATASETS__ROOT_DIR": "elsewhere"}):
+        assert origin(**changes) == plain
+
+
+def test_a_renamed_chip_is_the_same_and_a_changed_one_is_not(tmp_path):
+    chip = write_chip(tmp_path / "HOSS" / "query" / "1_a_SAR.tif")
+    write_chip(tmp_path / "HOSS" / "bounding_box_test" / "1_b_SAR.tif", seed=2)
+
+    def contents():
+        images = read_hoss(tmp_path, train=False).images
+        return chip_contents(images, hash_files([record.path for record in images]))
+
+    before = contents()
+    chip = chip.rename(chip.with_name("1_c_SAR.tif"))
+    assert contents() == before
+    write_chip(chip, seed=3)
+    assert contents() != before
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory):
+    """Data, weights, samples and a store that test.py has filled."""
+    root = tmp_path_factory.mktemp("tested")
+    write_hoss(root / "data", train_ships=1, test_ships=2)
+    torch.manual_seed(0)
+    save(root / "weights.pth", build_model(tiny_cfg(), 3).state_dict())
+    for chip in (root / "data" / "HOSS" / "query").glob("*_RGB.tif"):
+        (root / "samples").mkdir(exist_ok=True)
+        Image.effect_noise((24, 60), 50).convert("RGB").save(root / "samples" / f"{chip.stem}_0.png")
+    assert run(root, "first").status == 0
+    return root
+
+
+def run(root, output, **changes):
+    values = {
+        "DATASETS__ROOT_DIR": root / "data",
+        "DATASETS__QUERY_ADD_DIR": root / "samples",
+        "OUTPUT_DIR": root / output,
+        "TEST__WEIGHT": root / "weights.pth",
+        "TEST__FEATURE_STORE": root / "store",
+    }
+    return call(command.main, *settings(**values | changes))
+
+
+def results(root, output):
+    return json.loads((root / output / "results.json").read_text())
+
+
+def test_a_second_test_needs_no_network_and_gives_the_same(tested, monkeypatch):
+    assert len(list((tested / "store").iterdir())) == 2
+    monkeypatch.setattr(command, "extract_features", never)
+    ended = run(tested, "second")
+    assert ended.status == 0, ended.err
+    assert results(tested, "second")["protocols"] == results(tested, "first")["protocols"]
+    assert run(tested, "third", TEST__FUSION_TAU=0.5).status == 0
+
+
+def test_other_weights_are_extracted(tested, tmp_path):
+    torch.manual_seed(1)
+    save(tmp_path / "other.pth", build_model(tiny_cfg(), 3).state_dict())
+    entries = len(list((tested / "store").iterdir()))
+    assert run(tested, "other", TEST__WEIGHT=tmp_path / "other.pth").status == 0
+    assert len(list((tested / "store").iterdir())) == entries + 2
+    assert results(tested, "other")["protocols"] != results(tested, "first")["protocols"]
