@@ -1,0 +1,127 @@
+"""tools.compare: paired differences by hand, by name, and the files that cannot be compared."""
+
+import json
+
+import pytest
+
+from processor.comparison import compare_outcomes
+from processor.evaluate import Outcome
+from tests.commands import call
+from tools import compare
+from utils.errors import DataError
+
+
+def outcomes(*values, first=0):
+    """One query a ship: AP, first match."""
+    return [
+        {"query": f"{ship}_a_RGB.tif", "ship": ship, "AP": precision, "first_match": rank}
+        for ship, (precision, rank) in enumerate(values, start=first)
+    ]
+
+
+A = outcomes((0.5, 2), (1.0, 1), (0.2, 5), (None, 0))
+B = outcomes((1.0, 1), (1.0, 1), (0.1, 9), (None, 0))
+
+
+def content(plain, fused=None, *, gallery=20, same=True, split=None, protocol="ALL"):
+    def figures(per_query):
+        return None if per_query is None else {"per_query": per_query, "gallery": gallery}
+
+    return {
+        "selection": split and {"split": split},
+        "data": {"sha256": "d"},
+        "counting": {"same_modality_gallery": same},
+        "protocols": {protocol: {"plain": figures(plain), "fused": figures(fused)}},
+    }
+
+
+def write(path, *args, **changes):
+    path.write_text(json.dumps(content(*args, **changes)))
+    return path
+
+
+def test_a_difference_by_hand():
+    first, second = ([Outcome(**value) for value in values] for values in (A, B))
+    found = compare_outcomes(first, second[::-1], "mAP")
+    assert found.first == pytest.approx(1.7 / 3)
+    assert found.second == pytest.approx(2.1 / 3)
+    assert found.difference.mean == pytest.approx(0.4 / 3)
+    assert found.difference.low < 0 < found.difference.high
+    assert found.verdict == "no difference shown"
+    assert (found.won, found.lost) == (("0_a_RGB.tif",), ("2_a_RGB.tif",))
+    hits = compare_outcomes(first, second, "R1")
+    assert (hits.won, hits.lost) == (("0_a_RGB.tif",), ())
+    turned = compare_outcomes(second, first, "mAP")
+    assert (turned.difference.low, turned.difference.high) == pytest.approx((-found.difference.high, -found.difference.low))
+
+
+def test_many_queries_won_are_a_difference():
+    first = [Outcome(**value) for value in outcomes(*[(0.2, 5)] * 60)]
+    second = [Outcome(**value) for value in outcomes(*[(0.9, 1)] * 60)]
+    assert compare_outcomes(first, second, "mAP").verdict == "better"
+    assert compare_outcomes(second, first, "R1").verdict == "worse"
+    assert compare_outcomes(first, first, "mAP").verdict == "no difference shown"
+
+
+def test_the_largest_change_is_named_first():
+    first = [Outcome(**value) for value in outcomes((0.1, 5), (0.1, 5))]
+    second = [Outcome(**value) for value in outcomes((0.2, 4), (0.9, 1))]
+    assert compare_outcomes(first, second, "mAP").won == ("1_a_RGB.tif", "0_a_RGB.tif")
+
+
+def test_repeated_queries_cannot_be_paired():
+    twice = [Outcome("a", 1, 0.5, 2)] * 2
+    with pytest.raises(DataError, match="twice"):
+        compare_outcomes(twice, twice, "mAP")
+
+
+def test_two_files_are_compared_by_kind_and_each_with_itself(tmp_path):
+    ours, theirs = write(tmp_path / "a.json", A, B, split="test"), write(tmp_path / "b.json", B, A)
+    ended = call(compare.main, ours, theirs, "--json", tmp_path / "out.json")
+    assert ended.status == 0, ended.err
+    lines = json.loads((tmp_path / "out.json").read_text())
+    found = {(line["sides"], line["metric"]): line for line in lines}
+    assert found["plain: A to B", "mAP"]["difference"] == pytest.approx(0.4 / 3)
+    assert found["fused: A to B", "mAP"]["difference"] == pytest.approx(-0.4 / 3)
+    assert found["A: plain to fused", "R1"]["won"] == ["0_a_RGB.tif"]
+    assert found["B: plain to fused", "R1"]["lost"] == ["0_a_RGB.tif"]
+    assert "ALL, plain: A to B, R1 won: 0_a_RGB.tif" in ended.out
+    assert "A's weights were chosen on the test split" in ended.out
+    assert "+13.3" in ended.out
+
+
+def test_one_file_compares_plain_with_fused(tmp_path):
+    ended = call(compare.main, write(tmp_path / "a.json", A, B))
+    assert ended.status == 0, ended.err
+    assert "A: plain to fused" in ended.out
+    ended = call(compare.main, write(tmp_path / "b.json", A))
+    assert ended.status == 1
+    assert "b.json has no fused figures" in ended.sentence
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (content(B[:3]), ["same queries", "3_a_RGB.tif"]),
+        (content(outcomes(*[(0.5, 1)] * 4, first=7)), ["same queries", "0_a_RGB.tif", "10_a_RGB.tif"]),
+        (content(B, same=False), ["TEST.SAME_MODALITY_GALLERY"]),
+        (content(B, gallery=21), ["20 gallery images", "21"]),
+        (content(B, protocol="O2S"), ["no protocol in common"]),
+        (content(outcomes(*[(None, 0)] * 4)), ["no query counts in both"]),
+        ({"protocols": {"ALL": {"plain": {"mAP": 0.5}, "fused": None}}}, ["outcome of each query", "b.json"]),
+        ([], ["results.json of this test.py", "b.json"]),
+    ],
+)
+def test_files_that_cannot_be_compared_are_refused(tmp_path, second, words):
+    other = tmp_path / "b.json"
+    other.write_text(json.dumps(second))
+    ended = call(compare.main, write(tmp_path / "a.json", A), other)
+    assert ended.status == 1
+    assert all(word in ended.sentence for word in words), ended.sentence
+
+
+def test_wrong_calls(tmp_path):
+    assert "no.json" in call(compare.main, tmp_path / "no.json").sentence
+    assert call(compare.main).status == 2
+    assert call(compare.main, "a", "b", "c").status == 2
+    assert "example" in call(compare.main, "--help").out
