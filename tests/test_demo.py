@@ -1,0 +1,61 @@
+"""The demo's commands and its table; what the commands do is tested with each of them."""
+
+import json
+
+import pytest
+
+from tests.commands import call
+from tools import demo
+
+
+def results(r1: float, low: float, fused: bool) -> dict:
+    plain = {"mAP": r1, "R1": r1, "R1_interval": [low, 1.0], "chance": 0.01, "queries_counted": 50}
+    return {"protocols": {name: {"plain": plain, "fused": plain if fused else None} for name in ("ALL", "O2S", "S2O")}}
+
+
+@pytest.fixture
+def commands(monkeypatch) -> list[tuple[str, ...]]:
+    """Record the demo's commands instead of running them; test.py writes a result."""
+    run = []
+
+    def record(*arguments: str) -> None:
+        run.append(arguments)
+        if arguments[0] == "test.py":
+            folder = demo.Path(arguments[arguments.index("OUTPUT_DIR") + 1])
+            folder.mkdir(parents=True, exist_ok=True)
+            untrained = "untrained" in folder.name
+            content = results(0.02 if untrained else 0.4, 0.0 if untrained else 0.3, fused=not untrained)
+            (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
+
+    monkeypatch.setattr(demo, "_command", record)
+    return run
+
+
+def test_procedural_demo_draws_trains_generates_and_tests(commands, tmp_path):
+    ended = call(demo.main, "--output", tmp_path)
+    assert ended.status == 0, ended.err
+    names = [arguments[1] if arguments[0] == "-m" else arguments[0] for arguments in commands]
+    assert names == ["tools.make_dataset", "train.py", "bbdm.train", "bbdm.sample", "test.py", "test.py"]
+    assert ended.out.count("lies above the untrained network's R1") == 3
+    assert "40.0 / 40.0" in ended.out
+    fused, plain = commands[-2], commands[-1]
+    assert "DATASETS.QUERY_ADD_DIR" in fused
+    assert "DATASETS.QUERY_ADD_DIR" not in plain
+
+
+def test_demo_on_given_chips_draws_nothing(commands, tmp_path):
+    assert call(demo.main, "--data", tmp_path / "chips", "--output", tmp_path / "out").status == 0
+    assert not any("tools.make_dataset" in arguments for arguments in commands)
+    assert all(str(tmp_path / "chips") in arguments for arguments in commands)
+
+
+def test_demo_stops_where_a_command_fails(tmp_path):
+    ended = call(demo.main, "--data", tmp_path / "nothing", "--output", tmp_path / "out")
+    assert ended.status == 1
+    assert "ended with status 1" in ended.sentence
+
+
+def test_the_table_says_where_nothing_was_learned(tmp_path):
+    for name, content in (("a", results(0.1, 0.05, fused=False)), ("b", results(0.06, 0.0, fused=False))):
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    assert demo._summary(tmp_path / "a", tmp_path / "b").count("does not lie above") == 3
