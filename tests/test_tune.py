@@ -1,0 +1,178 @@
+"""tools.tune: the choice, what it is worth on ships that did not choose, and which split it was made on."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.hoss import read_hoss
+from datasets.records import Modality
+from datasets.validation import hold_out
+from model.build import build_model
+from processor.comparison import compare_outcomes
+from processor.evaluate import Outcome, Score
+from processor.selection import Split, write_selection
+from processor.tuning import Trial, choose, choose_on_other_ships, compare_choice
+from tests.chip_files import write_hoss
+from tests.commands import call, settings, tiny_cfg
+from tools import tune
+from utils.checkpoint import save
+from utils.intervals import Interval
+
+# The choice
+
+
+def score_of(precisions, ships=None) -> Score:
+    ships = range(len(precisions)) if ships is None else ships
+    outcomes = tuple(Outcome(f"{ship}_{n}", ship, value, 1) for n, (ship, value) in enumerate(zip(ships, precisions)))
+    nothing = Interval(0, 0, 1, 0.95, 1, 1)
+    return Score(0, 0, 0, 0, len(outcomes), len(outcomes), 9, 0, 0, nothing, nothing, outcomes)
+
+
+def trial(name, precisions, ships=None) -> Trial:
+    return Trial({"name": name}, {"ALL": score_of(precisions, ships)}, 1.0)
+
+
+def test_the_best_is_chosen_over_the_ships_that_count():
+    trials = [trial("a", [1.0, 0.0, None, 0.2]), trial("b", [0.0, 0.5, None, 0.5])]
+    assert choose(trials, protocol="ALL", metric="mAP").setting["name"] == "a"
+    assert choose(trials, protocol="ALL", metric="mAP", without={0}).setting["name"] == "b"
+    assert choose([trials[0], trials[0]], protocol="ALL", metric="mAP") is trials[0]
+
+
+def test_no_query_chooses_for_itself():
+    """Setting i is right for ship i alone: a choice that looked at the ship would be right, and no other can be."""
+    trials = [trial(ship, np.eye(6)[ship].tolist()) for ship in range(6)]
+    found = choose_on_other_ships(trials, protocol="ALL", metric="mAP", folds=6)
+    assert sorted(outcome.ship for outcome in found["ALL"]) == list(range(6))
+    assert [outcome.AP for outcome in found["ALL"]] == [0.0] * 6
+
+
+def test_many_settings_without_effect_are_not_shown_to_pay():
+    draws = np.random.default_rng(0)
+    plain = score_of(draws.random(40).tolist())
+    trials = [trial(number, draws.random(40).tolist()) for number in range(60)]
+    flattered = compare_outcomes(plain.per_query, choose(trials, protocol="ALL", metric="mAP").scores["ALL"].per_query, "mAP")
+    honest = compare_choice({"ALL": plain}, trials, protocol="ALL", metric="mAP")["ALL"]
+    assert honest.verdict == "no difference shown"
+    assert honest.difference.mean < flattered.difference.mean
+
+
+def test_a_setting_that_helps_every_ship_pays_and_queries_that_do_not_count_stay():
+    plain = score_of([0.2] * 30 + [None])
+    better = compare_choice({"ALL": plain}, [trial("a", [0.9] * 30 + [None])], protocol="ALL", metric="mAP")["ALL"]
+    assert better.verdict == "better"
+    assert better.difference.queries == 30
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Data, weights, samples of the test split and samples of a validation part of 0.4."""
+    root = tmp_path_factory.mktemp("tune")
+    write_hoss(root / "data", train_ships=10, test_ships=3)
+    write_samples(root / "test", read_hoss(root / "data", train=False).images)
+    write_samples(root / "val", hold_out(read_hoss(root / "data", test=False).train, fraction=0.4, seed=1234).images)
+    torch.manual_seed(0)
+    save(root / "weights.pth", build_model(tiny_cfg(), 6).state_dict())
+    return root
+
+
+def write_samples(folder, images):
+    folder.mkdir()
+    for number, record in enumerate(images):
+        if record.modality is Modality.OPTICAL:
+            for k in range(3):
+                pixels = np.random.default_rng([number, k]).integers(0, 256, (60, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{record.path.stem}_{k}.png")
+
+
+def tuned(root, *options, **changes):
+    values = {"DATASETS__ROOT_DIR": root / "data", "TEST__WEIGHT": root / "weights.pth", "TEST__FEATURE_STORE": root / "kept"}
+    return call(tune.main, *options, *settings(**values | changes))
+
+
+RERANK = ("--rerank", "--k1", "3,5", "--k2", "1", "--lambdas", "0.3")
+
+
+def test_settings_are_tried_with_one_extraction_on_the_test_split(root, tmp_path, monkeypatch):
+    seen = []
+    extract = tune.extract_features
+    monkeypatch.setattr(tune, "extract_features", lambda *args, **options: seen.append(1) or extract(*args, **options))
+    options = ("--store", root / "test", "--taus", "0.1,0.5", "--samples", "1,3", *RERANK)
+    ended = tuned(root, *options, "--json", tmp_path / "out.json", TEST__FEATURE_STORE=tmp_path / "kept")
+    assert ended.status == 0, ended.err
+    assert len(seen) == 2
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert [(t["K"], t["tau"]) for t in report["fusion"]["trials"]] == [(1, 0.1), (1, 0.5), (3, 0.1), (3, 0.5)]
+    best = max(report["fusion"]["trials"], key=lambda t: t["ALL"]["mAP"])
+    assert report["fusion"]["chosen"] == {key: best[key] for key in ("store", "steps", "K", "tau")}
+    assert [(t["k1"], t["k2"]) for t in report["reranking"]["trials"]] == [(3, 1), (5, 1)]
+    assert set(report["fusion"]["gain"]) == {"ALL", "O2S", "S2O"}
+    assert "chosen on the test split" in report["chosen_on"]
+    assert "<- chosen" in ended.out
+    assert "verdict, mAP" in ended.out
+    assert tuned(root, *options, TEST__FEATURE_STORE=tmp_path / "kept").status == 0
+    assert len(seen) == 2  # the store has them
+
+
+def test_figures_are_those_of_test_py(root, tmp_path):
+    import test as command
+
+    assert tuned(root, "--store", root / "test", "--taus", "0.3", "--json", tmp_path / "out.json").status == 0
+    values = {"DATASETS__ROOT_DIR": root / "data", "TEST__WEIGHT": root / "weights.pth", "OUTPUT_DIR": tmp_path}
+    samples = {"DATASETS__QUERY_ADD_DIR": root / "test", "DATASETS__GALLERY_ADD_DIR": root / "test", "TEST__FUSION_TAU": 0.3}
+    assert call(command.main, *settings(**values | samples)).status == 0
+    tested = json.loads((tmp_path / "results.json").read_text())["protocols"]
+    trial = next(t for t in json.loads((tmp_path / "out.json").read_text())["fusion"]["trials"] if t["K"] == 3)
+    assert {name: trial[name]["mAP"] for name in tested} == {name: scores["fused"]["mAP"] for name, scores in tested.items()}
+
+
+def test_validation_ships_choose_where_they_have_samples(root, tmp_path):
+    ended = tuned(root, "--store", root / "val", "--taus", "0.1", DATASETS__VAL_FRACTION=0.4)
+    assert ended.status == 0, ended.err
+    assert "chosen on validation ships, 0.4 of the training set, seed 1234" in ended.out
+    assert "no record beside the weights" in ended.out
+    ended = tuned(root, "--store", root / "test", "--taus", "0.1", DATASETS__VAL_FRACTION=0.4)
+    assert "chosen on the test split" in ended.out
+    assert "validation ships lack samples" in ended.out
+
+
+def test_weights_that_learnt_from_the_validation_ships_are_refused(root, tmp_path):
+    weights = tmp_path / "best_model_mAP.pth"
+    shutil.copy(root / "weights.pth", weights)
+    for split, status in ((Split("validation", 0.4, 1234), 0), (Split("validation", 0.4, 7), 2), (Split("test", 0.0, 1234), 2)):
+        write_selection(weights, epoch=1, metric="mAP", score=0.5, split=split)
+        ended = tuned(root, *RERANK, TEST__WEIGHT=weights, DATASETS__VAL_FRACTION=0.4)
+        assert ended.status == status, ended.err
+    assert "has learnt from ships" in ended.sentence
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "--store"),
+        (("--store", "test", "--taus", "0.1,2"), "--taus"),
+        (("--store", "test", "--samples", "4"), "--samples"),
+        (("--rerank", "--k1", "0"), "--k1"),
+        (("--rerank", "--protocol", "X2Y"), "X2Y"),
+    ],
+)
+def test_wrong_calls(root, options, words, monkeypatch):
+    monkeypatch.chdir(root)
+    ended = tuned(root, *options)
+    assert ended.status == 2
+    assert words in ended.sentence
+
+
+def test_missing_weights_and_samples_are_named(root):
+    ended = tuned(root, *RERANK, TEST__WEIGHT=root / "no.pth")
+    assert (ended.status, "no.pth" in ended.sentence) == (1, True)
+    ended = tuned(root, "--store", root / "none")
+    assert (ended.status, "none" in ended.sentence) == (1, True)
+    assert "example" in call(tune.main, "--help").out
