@@ -202,6 +202,27 @@ def test_shipped_baseline_is_transoss():
     }
 
 
+ABLATION = {
+    "ablation_1_baseline": {"MODEL.MODALITY_LOSS_WEIGHT": 0.0, "INPUT.SAR_DENOISE": "max"},
+    "ablation_2_denoising": {"INPUT.SAR_DENOISE": "percentile"},
+    "ablation_3_alignment": {"MODEL.MODALITY_LOSS_WEIGHT": 2.0},
+    "ablation_4_generation": {"DATASETS.QUERY_ADD_DIR": "logs/bbdm_hoss", "DATASETS.GALLERY_ADD_DIR": "logs/bbdm_hoss"},
+}
+"""Each row of the paper's ablation: what it changes of the row before, the first of the MOS run, beside its own folder."""
+
+
+def test_rows_of_the_ablation_differ_in_what_they_say_and_end_at_mos():
+    mos = before = load_cfg(ROOT / "configs" / "hoss_transoss.yml")
+    for name, expected in ABLATION.items():
+        row = load_cfg(ROOT / "configs" / f"{name}.yml")
+        different = {key: get_value(row, key) for key in known_keys() if get_value(before, key) != get_value(row, key)}
+        assert different == expected | {"OUTPUT_DIR": f"./logs/{name}"}
+        before = row
+    last = {key for key in known_keys() if get_value(mos, key) != get_value(before, key)}
+    assert last == {"DATASETS.QUERY_ADD_DIR", "DATASETS.GALLERY_ADD_DIR", "OUTPUT_DIR"}
+    assert Path(load_cfg(ROOT / "configs" / "bbdm_hoss.yml").OUTPUT_DIR) == Path(before.DATASETS.QUERY_ADD_DIR)
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs_load_and_name_no_key_in_vain(path, caplog):
     cfg = load_cfg(path)
@@ -444,6 +465,11 @@ def test_every_key_has_a_reader_or_is_told_to_have_none():
     checked = {key for key, choices in CHOICES.items() if len(choices) == 1}  # anything else is refused: nothing to choose
     assert set(known_keys()) - read - checked == set(UNUSED)
     assert not read - set(known_keys()) - {key.split(".")[0] for key in known_keys()}
+
+
+def test_keys_without_use_are_those_that_the_documentation_lists():
+    text = (ROOT / "docs" / "faithful.md").read_text(encoding="utf-8").split("Keys that are accepted")[1].split("\n\n")[1]
+    assert re.findall(r"^\| ([A-Z]+\.[A-Z_]+) \|", text, flags=re.MULTILINE) == sorted(UNUSED)
 
 
 def test_tables_of_the_schema_name_keys():

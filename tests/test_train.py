@@ -115,21 +115,6 @@ def test_another_seed_is_another_run(data, done, tmp_path):
     assert json.loads(first)["identity"] != json.loads(other)["identity"]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"MODEL__ID_LOSS_TYPE": "arcface", "MODEL__IF_LABELSMOOTH": "on", "MODEL__NECK": "no"},
-        {"MODEL__IF_WITH_CENTER": "yes", "SOLVER__AMP": "bf16", "SOLVER__OPTIMIZER_NAME": "SGD", "SOLVER__LARGE_FC_LR": "yes"},
-        {"DATALOADER__SAMPLER": "softmax", "MODEL__MIE": False, "MODEL__SSE": False, "MODEL__STRIDE_SIZE": "[12,12]"},
-    ],
-)
-def test_options_train(data, tmp_path, changes):
-    short = {"SOLVER__MAX_EPOCHS": 1, "DATALOADER__NUM_WORKERS": 0}
-    ended = call(train.main, *arguments(data, tmp_path / "run", **short, **changes))
-    assert ended.status == 0, ended.err
-    assert all(value.isfinite().all() for value in load(tmp_path / "run" / "transformer_1.pth").values())
-
-
 # Weights to start from
 
 

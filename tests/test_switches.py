@@ -1,0 +1,164 @@
+"""Every switch from end to end: a tiny training or test that differs from another one by the switch alone, and in its result.
+
+What a switch does is tested where it is built; here, that it reaches the run at all.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import model.build
+import model.resnet
+import test as test_program
+import train
+from tests.chip_files import write_hoss
+from tests.commands import call, settings
+from utils.checkpoint import load
+
+BASE = {
+    "MODEL__TRANSFORMER_TYPE": "vit_mini_patch16_224_TransOSS",
+    "SOLVER__MAX_EPOCHS": 1,
+    "SOLVER__WARMUP_EPOCHS": 2,  # so that the one epoch is warm-up, in which every group has a rate of its own
+    "SOLVER__CHECKPOINT_PERIOD": 1,
+    "DATALOADER__NUM_INSTANCE": 4,
+}
+STEPS = {"SOLVER__SCHEDULER": "multistep", "SOLVER__STEPS": "[1]"}
+CENTRES = {"MODEL__IF_WITH_CENTER": "yes"}
+MARGIN = {"MODEL__NO_MARGIN": False}
+ARCFACE = {"MODEL__ID_LOSS_TYPE": "arcface"}
+SGD = {"SOLVER__OPTIMIZER_NAME": "SGD"}
+RESNET = {"MODEL__NAME": "resnet50", "MODEL__MIE": False, "MODEL__SSE": False}
+EXPANSION = {"TEST__QUERY_EXPANSION": 3}
+RERANKING = {"TEST__RE_RANKING": True, "TEST__RE_RANKING_K1": 4, "TEST__RE_RANKING_K2": 2}
+
+TRAINING = [
+    *((ARCFACE | {"MODEL__ID_LOSS_TYPE": kind}, {}) for kind in ("arcface", "cosface", "amsoftmax", "circle")),
+    ({"SOLVER__COSINE_SCALE": 10}, ARCFACE),
+    ({"SOLVER__COSINE_MARGIN": 0.1}, ARCFACE),
+    ({"MODEL__ID_LOSS_WEIGHT": 2.0}, {}),
+    ({"MODEL__IF_LABELSMOOTH": "on"}, {}),
+    (MARGIN, {}),
+    ({"SOLVER__MARGIN": 0.9}, MARGIN),
+    ({"MODEL__TRIPLET_LOSS_WEIGHT": 0.0}, {}),
+    (CENTRES, {}),
+    ({"SOLVER__CENTER_LR": 5.0}, CENTRES),
+    ({"SOLVER__CENTER_LOSS_WEIGHT": 0.1}, CENTRES),
+    ({"MODEL__MODALITY_LOSS_WEIGHT": 0.0}, {}),
+    ({"MODEL__MODALITY_LOSS_TYPE": "global"}, {}),
+    ({"MODEL__MODALITY_LOSS_SQUARED": True}, {}),
+    ({"MODEL__NECK": "no"}, {}),
+    ({"MODEL__STRIDE_SIZE": "[8,8]"}, {}),
+    ({"MODEL__MIE": False}, {}),
+    ({"MODEL__MIE_COE": 1.0}, {}),
+    ({"MODEL__SSE": False}, {}),
+    ({"MODEL__POSITION_INIT": "sincos"}, {}),
+    ({"MODEL__DROP_PATH": 0.5}, {}),
+    ({"MODEL__DROP_OUT": 0.5}, {}),
+    ({"MODEL__ATT_DROP_RATE": 0.5}, {}),
+    (RESNET, {}),
+    ({"MODEL__LAST_STRIDE": 2}, RESNET),
+    *(({"INPUT__SAR_DENOISE": kind}, {}) for kind in ("max", "lee", "nlm", "clahe")),
+    ({"INPUT__SAR_LOW_PERCENT": 40.0}, {}),
+    ({"INPUT__SAR_HIGH_PERCENT": 80.0}, {}),
+    ({"INPUT__PROB": 0.0}, {}),
+    ({"INPUT__RE_PROB": 0.0}, {}),
+    ({"INPUT__PADDING": 6}, {}),
+    ({"INPUT__PIXEL_MEAN": "[0,0,0]"}, {}),
+    ({"INPUT__PIXEL_STD": "[1,1,1]"}, {}),
+    ({"DATALOADER__SAMPLER": "softmax"}, {}),
+    ({"DATALOADER__NUM_INSTANCE": 2}, {}),
+    (SGD, {}),
+    ({"SOLVER__OPTIMIZER_NAME": "Adam"}, {}),
+    ({"SOLVER__MOMENTUM": 0.0}, SGD),
+    ({"SOLVER__WEIGHT_DECAY": 0.5}, {}),
+    ({"SOLVER__WEIGHT_DECAY_BIAS": 0.5}, {}),
+    ({"SOLVER__BIAS_LR_FACTOR": 2}, {}),
+    ({"SOLVER__LARGE_FC_LR": True}, {}),
+    ({"SOLVER__WARMUP_EPOCHS": 3}, {}),
+    ({"SOLVER__WARMUP_FACTOR": 0.5}, {}),
+    (STEPS, {}),
+    ({"SOLVER__GAMMA": 0.5}, STEPS),
+    ({"SOLVER__WARMUP_METHOD": "constant"}, STEPS),
+    ({"SOLVER__AMP": "bf16"}, {}),
+]
+"""(the switch, settings of both runs)."""
+
+TESTING = [
+    ({"TEST__NECK_FEAT": "after"}, {}),
+    ({"TEST__FEAT_NORM": "no"}, {"TEST__NECK_FEAT": "after"}),  # before the neck a LayerNorm has made norms alike
+    ({"TEST__FLIP": True}, {}),
+    ({"TEST__SAME_MODALITY_GALLERY": False}, {}),
+    (EXPANSION, {}),
+    ({"TEST__QUERY_EXPANSION_ALPHA": 60.0}, EXPANSION),
+    (RERANKING, {}),
+    ({"TEST__RE_RANKING_K1": 8}, RERANKING),
+    ({"TEST__RE_RANKING_K2": 6}, RERANKING),
+    ({"TEST__RE_RANKING_LAMBDA": 0.9}, RERANKING),
+]
+
+
+def name_of(switch: dict) -> str:
+    return ",".join(f"{key.split('__')[1]}={value}" for key, value in switch.items())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_hoss(tmp_path_factory.mktemp("data"), train_ships=4, test_ships=5)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """Train with some settings, once for each: what was logged, what was learned, and the file of weights."""
+    done = {}
+
+    def run(changes: dict) -> tuple[list[dict], dict[str, torch.Tensor], Path]:
+        key = name_of(changes)
+        if key not in done:
+            folder = tmp_path_factory.mktemp("run")
+            ended = call(train.main, *settings(**BASE | {"DATASETS__ROOT_DIR": data, "OUTPUT_DIR": folder} | changes))
+            assert ended.status == 0, ended.err
+            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            timed = ("seconds", "steps_per_second", "time")
+            steps = [{name: value for name, value in line.items() if name not in timed} for line in lines if "lr" in line]
+            state = load(folder / "last.pth")
+            learned = {f"{part}.{name}": value for part in ("model", "criterion") for name, value in state[part].items()}
+            done[key] = steps, learned, next(folder.glob("*_1.pth"))
+        return done[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.resnet, "LAYERS", (1, 1, 1, 1))  # networks with little to compute and to save
+        patch.setitem(model.build.SIZES, BASE["MODEL__TRANSFORMER_TYPE"], {"embed_dim": 24, "depth": 2, "num_heads": 2})
+        yield run
+
+
+@pytest.mark.parametrize(("switch", "both"), TRAINING, ids=lambda value: name_of(value) or "default")
+def test_a_switch_of_training_changes_what_is_trained(trained, switch, both):
+    without, changed = trained(both), trained(both | switch)
+    assert all(value.isfinite().all() for value in changed[1].values())
+    same_weights = without[1].keys() == changed[1].keys() and all(
+        torch.equal(value, changed[1][name]) for name, value in without[1].items()
+    )
+    assert not same_weights or without[0] != changed[0]
+
+
+def test_a_run_is_otherwise_the_same_twice(trained):
+    """Without which the test above would show nothing."""
+    first, second = trained({}), trained({"SOLVER__SEED": 1234})
+    assert first[0] == second[0]
+    assert all(torch.equal(value, second[1][name]) for name, value in first[1].items())
+
+
+def figures(data: Path, weights: Path, folder: Path, changes: dict) -> dict:
+    where = {"DATASETS__ROOT_DIR": data, "OUTPUT_DIR": folder, "TEST__WEIGHT": weights}
+    ended = call(test_program.main, *settings(**BASE | where | changes))
+    assert ended.status == 0, ended.err
+    return json.loads((folder / "results.json").read_text())["protocols"]
+
+
+@pytest.mark.parametrize(("switch", "both"), TESTING, ids=lambda value: name_of(value) or "default")
+def test_a_switch_of_testing_changes_the_result(data, trained, tmp_path, switch, both):
+    weights = trained({})[2]
+    assert figures(data, weights, tmp_path / "1", both) == figures(data, weights, tmp_path / "2", both)
+    assert figures(data, weights, tmp_path / "1", both) != figures(data, weights, tmp_path / "3", both | switch)
