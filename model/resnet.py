@@ -11,8 +11,10 @@ from torch import Tensor
 from model.sources import MODEL_PARTS, Source, check_finite
 from utils.errors import CheckpointError
 
-STEM = "conv1.weight"
 LAYERS = (3, 4, 6, 3)
+"""Blocks of the four stages."""
+
+STEM = "conv1.weight"
 
 
 class ResNet50(ResNet):
@@ -39,17 +41,23 @@ class ResNet50(ResNet):
         return super().forward(images)
 
 
+def find_prefix(tensors: Mapping[str, Tensor]) -> str | None:
+    """What stands before a ResNet-50's names among `tensors`; None if there is none (a deeper one is found too)."""
+    last = f"layer4.{LAYERS[3] - 1}.conv3.weight"
+    prefixes = (name.removesuffix(last) for name in tensors if name.endswith(last))
+    return next((prefix for prefix in prefixes if f"{prefix}{STEM}" in tensors), None)
+
+
 def sort_resnet(tensors: Mapping[str, Tensor], backbone: ResNet50) -> Source:
     """Find a ResNet-50's tensors among `tensors`, under any prefix; see `model.sources.sort_tensors`.
 
     Raises:
         CheckpointError: there is none, or another ResNet; the sentence wants the file's name before it.
     """
-    last = f"layer4.{LAYERS[3] - 1}.conv3.weight"
-    prefix = next((name.removesuffix(last) for name in tensors if name.endswith(last)), None)
-    if prefix is None or f"{prefix}{STEM}" not in tensors:
+    prefix = find_prefix(tensors)
+    if prefix is None:
         raise CheckpointError(
-            f"holds no ResNet-50 (no {STEM} and {last} under one prefix), which MODEL.NAME resnet50 needs; take "
+            f"holds no ResNet-50 (no {STEM} and layer4.2.conv3.weight under one prefix), which MODEL.NAME resnet50 needs; take "
             "torchvision's or timm's resnet50, or set MODEL.NAME transformer"
         )
     outer = prefix.removesuffix("base.")

@@ -10,12 +10,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import model.resnet
 import tools.inspect_weights as tool
 from configs import load_cfg
 from model.build import build_model
 from model.heads import Linear
-from model.pretrained import load_pretrained, load_weights
+from model.pretrained import build_start, load_pretrained, load_weights
 from model.reid import ReIDModel
+from model.resnet import ResNet50
 from model.transoss import TransOSS
 from tools.inspect_weights import Finding, inspect, main, picture_of
 from utils.checkpoint import save
@@ -69,6 +71,29 @@ def test_lines_to_test_with_rebuild_the_model(tmp_path: Path, img_size: tuple, s
     own = model.state_dict()
     assert own.keys() == tensors.keys() - {"classifier.weight"}
     assert all(torch.equal(value, tensors[name]) for name, value in own.items())
+
+
+@pytest.mark.parametrize("state", [False, True])
+def test_lines_for_a_resnet_rebuild_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: bool) -> None:
+    monkeypatch.setattr(model.resnet, "LAYERS", (1, 1, 1, 1))
+    tensors = ReIDModel(ResNet50(), Linear(2048, 9)).state_dict()
+    content = {"model": tensors, "optimizers": [], "epoch": 3} if state else tensors
+    finding = inspect(write(tmp_path / "resnet50_10.pth", content))
+    assert finding.kind.endswith("a re-identification model on ResNet-50")
+    assert finding.kind.startswith("a training state after epoch 3") == state
+    cfg = load_cfg(lines_to("test", finding, tmp_path))
+    built = build_model(cfg)
+    load_weights(cfg.TEST.WEIGHT, built)
+    assert torch.equal(built.base.layer4[0].conv2.weight, tensors["base.layer4.0.conv2.weight"])
+    start = load_cfg(lines_to("start", inspect(write(tmp_path / "bare.pth", ResNet50().state_dict())), tmp_path))
+    assert (start.MODEL.NAME, start.MODEL.PRETRAIN_CHOICE) == ("resnet50", "imagenet")
+    build_start(start, build_model(start))
+
+
+def test_another_resnet_is_refused_by_name(tmp_path: Path) -> None:
+    tensors = {**ResNet50().state_dict(), "layer3.6.conv1.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"resnet101\.pth has layer3\.6\.conv1\.weight, which ResNet-50 lacks"):
+        inspect(write(tmp_path / "resnet101.pth", tensors))
 
 
 def test_lines_to_start_with_take_the_backbone(tmp_path: Path) -> None:

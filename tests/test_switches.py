@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import model.build
 import model.resnet
 import test as test_program
 import train
+from configs.defaults import UNUSED
 from tests.chip_files import write_hoss
 from tests.commands import call, settings
+from tests.test_configs import RELEASED_DEFAULTS, leaves
 from utils.checkpoint import load
 
 BASE = {
@@ -99,8 +102,40 @@ TESTING = [
 ]
 
 
+ELSEWHERE = {
+    "MODEL.DEVICE_ID": "which GPU; not what it computes",
+    "MODEL.METRIC_LOSS_TYPE": "takes one value",
+    "MODEL.PAIR": "pre-training on pairs is a program of its own",
+    "MODEL.PRETRAIN_CHOICE": "test_pretrained.py",
+    "MODEL.PRETRAIN_PATH": "test_pretrained.py",
+    "MODEL.TRANSFORMER_TYPE": "test_model.py",
+    "INPUT.SIZE_TRAIN": "test_loaders.py",
+    "INPUT.SIZE_TEST": "test_loaders.py",
+    "DATASETS.ROOT_DIR": "where, not what",
+    "DATALOADER.NUM_WORKERS": "changes nothing: test_loaders.py",
+    "SOLVER.BASE_LR": "test_solver.py",
+    "SOLVER.MAX_EPOCHS": "test_train.py",
+    "SOLVER.IMS_PER_BATCH": "test_samplers.py",
+    "SOLVER.CHECKPOINT_PERIOD": "test_train.py",
+    "SOLVER.EVAL_PERIOD": "test_train.py",
+    "SOLVER.LOG_PERIOD": "test_processor.py",
+    "SOLVER.SEED": "test_train.py",
+    "TEST.IMS_PER_BATCH": "changes nothing: test_test.py",
+    "TEST.WEIGHT": "test_test.py",
+    "OUTPUT_DIR": "where, not what",
+}
+"""Released keys that are no switches: why, or where they are tested."""
+
+
 def name_of(switch: dict) -> str:
     return ",".join(f"{key.split('__')[1]}={value}" for key, value in switch.items())
+
+
+def test_every_released_key_is_tried_here_or_elsewhere_or_has_no_use():
+    tried = {key.replace("__", ".") for switch, both in (*TRAINING, *TESTING) for key in switch | both}
+    released = leaves(yaml.safe_load(RELEASED_DEFAULTS)).keys()
+    assert released - tried - set(UNUSED) == set(ELSEWHERE)
+    assert not tried & ELSEWHERE.keys()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from torch import Tensor
 from model.build import SIZES
 from model.pretrained import LEAST_SHARE, backbone_share, fit_backbone, fit_model, guess_grid, transformer_type
 from model.reid import ReIDModel
+from model.resnet import ResNet50, find_prefix, sort_resnet
 from model.sources import TIMM, Source, position_prefix, read_weights, sort_tensors
 from model.transoss import PATCH_SIZE, TransOSS
 from utils.checkpoint import find_state_dict, load, sha256
@@ -70,6 +71,8 @@ def inspect(path: str) -> Finding:
             lines = yaml_lines({"BBDM": {key: path}})
             return Finding(kind, number_facts(tensors), f"the key BBDM.{key}", (("sample with it", lines),))
     try:
+        if find_prefix(tensors) is not None:
+            return describe_resnet(path, content, tensors)
         return describe(path, content, tensors, sort_tensors(tensors))
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
@@ -81,16 +84,37 @@ def describe(path: str, content: Any, tensors: Mapping[str, Tensor], source: Sou
     name = transformer_type(source)
     settings = model_settings(source, grid, name)
     fits, table = try_it(tensors, source, settings, name)
-    does_fit = not fits.startswith("no ")
+    uses = list_uses(path, content, source, None if fits.startswith("no ") else settings, testable=has_whole_model(source))
+    return Finding(kind_of(content, source), (*size_facts(source, grid), *number_facts(tensors)), fits, uses, table)
+
+
+def describe_resnet(path: str, content: Any, tensors: Mapping[str, Tensor]) -> Finding:
+    """The finding on a ResNet-50's file; arguments as read by `inspect`."""
+    base = ResNet50()
+    source = sort_resnet(tensors, base)
+    report = fit_model(tensors, ReIDModel(base), classifier=False) if source.rest else fit_backbone(tensors, base)
+    has_neck = "bottleneck.weight" in source.rest
+    kind = "a re-identification model on ResNet-50" if has_neck else "a ResNet-50 for ordinary pictures"
+    if is_training_state(content):
+        kind = f"a training state after epoch {content['epoch']}, with {kind}"
+    settings = {"MODEL": {"NAME": "resnet50", "MIE": False, "SSE": False}}
+    uses = list_uses(path, content, source, settings, testable=has_neck)
+    return Finding(kind, (("neck", _yes(has_neck)), *number_facts(tensors)), "MODEL.NAME resnet50", uses, report.table())
+
+
+def list_uses(
+    path: str, content: Any, source: Source, settings: Mapping[str, Any] | None, *, testable: bool
+) -> tuple[tuple[str, str], ...]:
+    """What a file can be used for, with lines of a .yml; `settings` are those of the model that it fits, None without one."""
     uses = []
     if is_training_state(content):
         uses.append(("resume its training, with the config.yml beside it", yaml_lines({"SOLVER": {"RESUME": path}})))
-    if does_fit and has_whole_model(source):
+    if settings and testable:
         uses.append(("test it", yaml_lines({**settings, "TEST": {"WEIGHT": path}})))
-    if does_fit:
+    if settings:
         start = {"PRETRAIN_CHOICE": "clip" if source.rest else "imagenet", "PRETRAIN_PATH": path}
         uses.append(("start training from it", yaml_lines({**settings, "MODEL": {**settings["MODEL"], **start}})))
-    return Finding(kind_of(content, source), (*size_facts(source, grid), *number_facts(tensors)), fits, tuple(uses), table)
+    return tuple(uses)
 
 
 def is_training_state(content: Any) -> bool:
