@@ -1,0 +1,290 @@
+"""Train and test with several seeds: `python -m tools.repeat --config_file FILE --seeds 0-4 [KEY VALUE ...]`.
+
+Each seed has its own folder `<OUTPUT_DIR>/seed_<N>`, trained and tested by train.py and test.py in processes of their own. What
+is finished is not done again, and a training that stopped goes on from its last.pth. `<OUTPUT_DIR>/repeat.md` and repeat.json
+then hold the figures of each seed, their mean and deviation, and one interval for the mean.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from configs import ConfigError, load_cfg
+from datasets.hoss import read_hoss
+from processor.comparison import METRICS, Results, read_results
+from processor.feature_store import hash_files, hash_text
+from processor.selection import UNKNOWN, Selection
+from utils.checkpoint import load, sha256
+from utils.cli import run
+from utils.errors import CheckpointError, DataError
+from utils.files import write_json, write_text
+from utils.intervals import METHOD, Interval, mean_interval
+from utils.log import make_output_dir, setup_logging
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parent.parent
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0-4', '1,5' or '0-2,7' -> seeds.
+
+    Raises:
+        ConfigError: no such list, or a seed twice.
+    """
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last if dash else first) + 1)
+    except ValueError as error:
+        raise ConfigError(f"--seeds cannot be {text!r}; it is a list such as 0-4 or 1,5,7") from error
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text} names no seed, or one twice; it is a list such as 0-4 or 1,5,7")
+    return seeds
+
+
+def start(program: str, arguments: Sequence[str]) -> int:
+    """Run a program of this repository with this Python and wait for it; returns its exit status."""
+    return subprocess.run([sys.executable, str(ROOT / program), *arguments], check=False).returncode
+
+
+def run_seed(cfg, options: Sequence[str], folder: Path, seed: int, checkpoint: str) -> Results:
+    """Train and test one seed as far as that is not done.
+
+    Args:
+        cfg: the configuration of all seeds.
+        options: of the command line that lead to it.
+        folder: of this seed.
+        seed: SOLVER.SEED.
+        checkpoint: 'best' or 'last'.
+
+    Raises:
+        DataError: the folder holds a run of other settings, or a program failed.
+    """
+    own = [*options, "SOLVER.SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    _refuse_other_run(cfg, folder, seed)
+    last = folder / "last.pth"
+    done = _epochs(last)
+    if done < cfg.SOLVER.MAX_EPOCHS:
+        logger.info("seed %d: training%s", seed, f" goes on after epoch {done}" if done else "")
+        _call("train.py", [*own, *(["SOLVER.RESUME", str(last)] if done else [])], seed)
+    name = "best_model_mAP.pth" if checkpoint == "best" else f"{cfg.MODEL.NAME}_{cfg.SOLVER.MAX_EPOCHS}.pth"
+    weights, path = folder / name, folder / "results.json"
+    if not weights.is_file():
+        raise DataError(f"{weights} is missing although the training is done; remove {folder} to train this seed again")
+    if not _is_tested(cfg, path, weights):
+        logger.info("seed %d: testing %s", seed, weights)
+        _call("test.py", [*own, "TEST.WEIGHT", str(weights)], seed)
+        write_json(folder / "tested.json", _test_settings(cfg))
+    return read_results(path)
+
+
+def _call(program: str, arguments: Sequence[str], seed: int) -> None:
+    status = start(program, arguments)
+    if status:
+        raise DataError(f"{program} of seed {seed} ended with status {status}; see above, then start again to go on from there")
+
+
+def _refuse_other_run(cfg, folder: Path, seed: int) -> None:
+    """Refuse a folder that was trained with other settings; what only tests depend on may differ."""
+    path = folder / "config.yml"
+    if not path.is_file():
+        return
+    before, now = (_training_settings(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), cfg.dump()))
+    now["SOLVER.SEED"] = seed
+    different = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if different:
+        told = ", ".join(f"{key} {before.get(key)!r} instead of {now.get(key)!r}" for key in different[:3])
+        raise DataError(f"{folder} holds a run of other settings ({told}); name a new OUTPUT_DIR, or remove the folder")
+
+
+def _training_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    keys = {
+        f"{section}.{key}": value for section, node in content.items() if isinstance(node, dict) for key, value in node.items()
+    }
+    ignored = (
+        "TEST.",
+        "BBDM.",
+        "SOLVER.RESUME",
+        "DATASETS.QUERY_ADD_DIR",
+        "DATASETS.GALLERY_ADD_DIR",
+        "DATALOADER.NUM_WORKERS",
+    )
+    return {key: value for key, value in keys.items() if not key.startswith(ignored)}
+
+
+def _test_settings(cfg) -> dict[str, Any]:
+    """What a test depends on beside the training: kept beside results.json."""
+    content = yaml.safe_load(cfg.dump())
+    test = {key: value for key, value in content["TEST"].items() if key not in ("WEIGHT", "FEATURE_STORE")}
+    return {"TEST": test, "DATASETS": content["DATASETS"]}
+
+
+def _epochs(last: Path) -> int:
+    """Epochs that a last.pth has behind it; 0 where there is none, or none that can be read."""
+    try:
+        return int(load(last)["epoch"]) if last.is_file() else 0
+    except (CheckpointError, LookupError, TypeError, ValueError) as error:
+        logger.warning("%s is not used, the training starts anew: %s", last, error)
+        return 0
+
+
+def _is_tested(cfg, path: Path, weights: Path) -> bool:
+    """Whether results.json is of these weights, settings and images."""
+    if cfg.DATASETS.QUERY_ADD_DIR or cfg.DATASETS.GALLERY_ADD_DIR:
+        return False  # which samples it was made with is not told
+    try:
+        tested = json.loads((path.parent / "tested.json").read_text(encoding="utf-8"))
+        results = read_results(path)
+        images = [record.path for record in read_hoss(cfg.DATASETS.ROOT_DIR, train=False).images]
+        return (
+            tested == _test_settings(cfg)
+            and results.content["weights"]["sha256"] == sha256(weights)
+            and results.images == hash_text(hash_files(images))
+        )
+    except (OSError, ValueError, LookupError, TypeError, DataError):
+        return False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A figure over seeds.
+
+    Attributes:
+        protocol, kind, metric: which figure.
+        values: of each seed, 0..1, in the order of the seeds.
+        deviation: sample standard deviation over the seeds; None for one seed.
+        interval: of the mean: each query's value is its mean over the seeds, and ships are what a new test would draw anew.
+    """
+
+    protocol: str
+    kind: str
+    metric: str
+    values: tuple[float, ...]
+    deviation: float | None
+    interval: Interval
+
+
+def summarise(results: Sequence[Results]) -> list[Summary]:
+    """Every figure that all seeds have.
+
+    Raises:
+        DataError: the seeds were tested on different images.
+    """
+    for other in results[1:]:
+        if other.images != results[0].images:
+            raise DataError(f"{results[0].path} and {other.path} are of different test images; test all seeds on the same data")
+    summaries = []
+    for protocol, kind in results[0].scored:
+        if all((protocol, kind) in other.scored for other in results):
+            outcomes = [other.scored[protocol, kind].outcomes for other in results]
+            ships = [outcome.ship for outcome in outcomes[0]]
+            for metric, value in METRICS.items():
+                table = np.array([[value(outcome) for outcome in own] for own in outcomes])
+                values = tuple(np.nanmean(table, axis=1).tolist())
+                deviation = statistics.stdev(values) if len(values) > 1 else None
+                interval = mean_interval(table.mean(axis=0), ships)
+                summaries.append(Summary(protocol, kind, metric, values, deviation, interval))
+    return summaries
+
+
+def report_text(summaries: Sequence[Summary], facts: Mapping[str, Any]) -> str:
+    """The report as Markdown: figures in percent, then what they were made with."""
+    seeds = facts["seeds"]
+    headers = ["protocol", "", "", *(f"seed {seed}" for seed in seeds), "mean", "deviation", "95 %"]
+    rows = [
+        [
+            *(found.protocol, found.kind, found.metric),
+            *(f"{100 * value:.1f}" for value in found.values),
+            f"{100 * found.interval.mean:.1f}",
+            "" if found.deviation is None else f"{100 * found.deviation:.1f}",
+            f"{100 * found.interval.low:.1f} .. {100 * found.interval.high:.1f}",
+        ]
+        for found in summaries
+    ]
+    lines = [f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    environment = facts["environment"]
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    about = [
+        f"{len(seeds)} seeds ({', '.join(map(str, seeds))}). Deviation: between seeds. 95 %: of the mean over seeds, for other",
+        f"ships ({METHOD}); it does not hold what other seeds would add, which the deviation tells.",
+        "",
+        f"* weights: {facts['chosen']}",
+        f"* counting: own modality {'in' if facts['counting']['same_modality_gallery'] else 'out of'} the gallery, queries "
+        "without a match left out",
+        f"* test images: {facts['data']['images']}, SHA-256 {facts['data']['sha256']}",
+        *(f"* seed {seed}: weights SHA-256 {digest}" for seed, digest in zip(seeds, facts["weights"])),
+        f"* commit {environment['commit']}, {environment['device_name']}, Python {environment['python']}, {packages}",
+    ]
+    return "\n".join(["# Repeated runs", "", *lines, "", *about, ""])
+
+
+def describe(cfg, seeds: Sequence[int], results: Sequence[Results]) -> dict[str, Any]:
+    """What the figures were made with."""
+    contents = [own.content for own in results]
+    chosen = [Selection(**content["selection"]).sentence() if content["selection"] else UNKNOWN for content in contents]
+    return {
+        "seeds": list(seeds),
+        "chosen": "; ".join(dict.fromkeys(chosen)),
+        "counting": contents[0]["counting"],
+        "data": contents[0]["data"],
+        "weights": [content["weights"]["sha256"] for content in contents],
+        "environment": contents[0]["environment"],
+        "config": cfg.dump(),
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.repeat",
+        description="Train and test with several seeds; tell mean, deviation and one interval. Started again, it goes on.",
+        epilog="example:\n  python -m tools.repeat --config_file configs/hoss_transoss.yml --seeds 0-4 OUTPUT_DIR logs/five",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config_file", metavar="FILE", help="a .yml; keys that it does not name keep their default")
+    parser.add_argument("--seeds", default="0-4", metavar="LIST", help="such as 0-4 or 1,5,7 (0-4)")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        help="weights to test: best_model_mAP.pth, or the last epoch's (best with DATASETS.VAL_FRACTION, else last, since "
+        "the best would be chosen on the test split)",
+    )
+    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="settings that override the file's")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse `arguments`, run every seed and write the report."""
+    setup_logging()
+    args = build_parser().parse_intermixed_args(arguments)
+    seeds = parse_seeds(args.seeds)
+    cfg = load_cfg(args.config_file, args.overrides)
+    taken = {"SOLVER.SEED", "SOLVER.RESUME", "TEST.WEIGHT"}.intersection(args.overrides[::2])
+    if taken:
+        raise ConfigError(f"{sorted(taken)[0]} is this tool's own to set; leave it out")
+    folder = make_output_dir(cfg.OUTPUT_DIR)
+    options = [*(["--config_file", args.config_file] if args.config_file else []), *args.overrides]
+    checkpoint = args.checkpoint or ("best" if cfg.DATASETS.VAL_FRACTION else "last")
+    results = [run_seed(cfg, options, folder / f"seed_{seed}", seed, checkpoint) for seed in seeds]
+    summaries, facts = summarise(results), describe(cfg, seeds, results)
+    figures = [{**asdict(found), "mean": found.interval.mean} for found in summaries]
+    write_json(folder / "repeat.json", {"figures": figures, "method": METHOD, **facts})
+    text = report_text(summaries, facts)
+    write_text(folder / "repeat.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    run(main)
