@@ -281,8 +281,8 @@ def counting_line(ranking: Ranking) -> str:
     """The counting rules in one line."""
     own = "stay in" if ranking.same_modality else "are left out of"
     return (
-        "counted: queries with a match in the gallery, whole gallery; images of the query's own modality "
-        f"{own} the gallery; distractors match nothing; 95 %: {METHOD}"
+        f"counted: queries with a match; images of the query's own modality {own} the gallery; distractors match nothing; "
+        f"95 %: {METHOD}"
     )
 
 

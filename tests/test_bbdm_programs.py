@@ -15,6 +15,10 @@ from bbdm.model import build_empty_first_stage, build_model
 from bbdm.unet import make_unet
 from configs import load_cfg
 from datasets.generated import read_samples
+from datasets.hoss import read_hoss
+from datasets.validation import hold_out
+from processor.fusion import find_samples
+from tests.chip_files import write_hoss
 from utils.device import Precision
 from utils.errors import CheckpointError, DataError, TrainingError, UsageError
 
@@ -194,6 +198,17 @@ def test_seed_and_sampler_decide_the_picture(data, trained, sampled, tmp_path):
         sample_into(folder, data, trained, **settings)
         other = pixels({path.name: path for path in folder.glob("*.png")})
         assert not np.array_equal(other["0009_a_RGB_0.png"], whole["0009_a_RGB_0.png"])
+
+
+def test_validation_chips_are_sampled_for_the_ships_that_a_training_holds_out(trained, tmp_path):
+    root = write_hoss(tmp_path / "data", train_ships=6, test_ships=1)
+    splits = {"BBDM.SPLITS": "['validation/query','validation/gallery']", "BBDM.SAMPLE_NUM": 1}
+    with pytest.raises(UsageError, match=r"DATASETS\.VAL_FRACTION"):
+        sample_into(tmp_path / "none", root, trained, **splits)
+    sample_into(tmp_path / "out", root, trained, **splits, **{"DATASETS.VAL_FRACTION": 0.3, "SOLVER.SEED": 3})
+    held_out = hold_out(read_hoss(root, test=False).train, fraction=0.3, seed=3)
+    samples = find_samples(held_out.images, query_dir=str(tmp_path / "out"), gallery_dir=str(tmp_path / "out"))
+    assert len(samples.sources) == 4
 
 
 def test_grey_samples_have_equal_bands(data, trained, tmp_path):

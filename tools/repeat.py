@@ -217,10 +217,10 @@ def report_text(summaries: Sequence[Summary], facts: Mapping[str, Any]) -> str:
     environment = facts["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     about = [
-        f"{len(seeds)} seeds ({', '.join(map(str, seeds))}). Deviation: between seeds. 95 %: of the mean over seeds, for other",
-        f"ships ({METHOD}); it does not hold what other seeds would add, which the deviation tells.",
+        f"{len(seeds)} seeds ({', '.join(map(str, seeds))}). Deviation: between seeds. 95 %: of the mean over seeds, for other "
+        f"ships ({METHOD}); what other seeds would add is not in it: the deviation tells that.",
         "",
-        f"* weights: {facts['chosen']}",
+        f"* {facts['chosen']}",
         f"* counting: own modality {'in' if facts['counting']['same_modality_gallery'] else 'out of'} the gallery, queries "
         "without a match left out",
         f"* test images: {facts['data']['images']}, SHA-256 {facts['data']['sha256']}",

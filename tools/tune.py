@@ -51,20 +51,20 @@ class Store:
 
     Attributes:
         name: the folder.
-        steps: network calls of a sample, as its manifest says; 0 where it has none.
+        steps: network calls of a sample, as its manifest says; None where it has none.
         samples: whose they are.
         features: (S, K, D) of them.
         seconds: that the network took for them.
     """
 
     name: str
-    steps: int
+    steps: int | None
     samples: SampleSet
     features: Tensor
     seconds: float
 
 
-def find_stores(data: HossData, folders: Sequence[tuple[str, str]]) -> list[tuple[str, int, SampleSet]]:
+def find_stores(data: HossData, folders: Sequence[tuple[str, str]]) -> list[tuple[str, int | None, SampleSet]]:
     """Folder, steps and samples of each pair of folders (of the queries, of the gallery).
 
     Raises:
@@ -75,7 +75,7 @@ def find_stores(data: HossData, folders: Sequence[tuple[str, str]]) -> list[tupl
         folder = query_dir or gallery_dir
         manifest = Path(folder) / MANIFEST
         samples = find_samples(data.images, query_dir=query_dir, gallery_dir=gallery_dir)
-        steps = json.loads(manifest.read_text(encoding="utf-8"))["steps"] if manifest.is_file() else 0
+        steps = json.loads(manifest.read_text(encoding="utf-8"))["steps"] if manifest.is_file() else None
         stores.append((folder, steps, samples))
     return stores
 
@@ -192,7 +192,7 @@ def trials_table(trials: Sequence[Trial], best: Trial) -> str:
     rows = []
     for trial in trials:
         figures = [f"{100 * trial.scores[name].mAP:.1f} / {100 * trial.scores[name].R1:.1f}" for name in protocols]
-        values = [trial.setting.get(name, "") for name in names]
+        values = [trial.setting.get(name, "") for name in names] if trial.setting else ["without", *[""] * (len(names) - 1)]
         rows.append([*values, *figures, f"{trial.seconds:.2f}", "<- chosen" if trial is best else ""])
     return table([*names, *protocols, "seconds", ""], rows)
 
