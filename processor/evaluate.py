@@ -24,6 +24,9 @@ from utils.retrieval import RetrievalResult, join_results, rank_distances, rank_
 
 logger = logging.getLogger(__name__)
 
+RATES = ("mAP", "R1", "R5", "R10")
+"""The figures of a protocol that are rates, each with an interval."""
+
 
 @dataclass(frozen=True)
 class Reranking:
@@ -99,7 +102,8 @@ class Score:
         queries, queries_counted, gallery: numbers of images; a query without a match in the gallery does not count.
         distractors: gallery images that match no query.
         chance: expected R1 of a random ranking, the mean of matches / gallery over the queries that count.
-        mAP_interval, R1_interval: 95 % intervals that allow for several queries of a ship (`utils.intervals`).
+        mAP_interval, R1_interval, R5_interval, R10_interval: 95 % intervals that allow for several queries of a ship
+            (`utils.intervals`).
         per_query: the outcome of each query, counted or not, in the protocol's order.
     """
 
@@ -114,6 +118,8 @@ class Score:
     chance: float
     mAP_interval: Interval
     R1_interval: Interval
+    R5_interval: Interval
+    R10_interval: Interval
     per_query: tuple[Outcome, ...]
 
 
@@ -184,6 +190,8 @@ def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequenc
         chance=float(np.mean(result.matches[counted] / result.gallery)),
         mAP_interval=mean_interval(result.average_precision[counted], ships),
         R1_interval=mean_interval(result.hits(1)[counted], ships),
+        R5_interval=mean_interval(result.hits(5)[counted], ships),
+        R10_interval=mean_interval(result.hits(10)[counted], ships),
         per_query=tuple(
             Outcome(records[index].path.name, records[index].pid, float(precision) if matches else None, int(first))
             for index, precision, matches, first in zip(
@@ -230,35 +238,19 @@ def evaluate(
 
 def results_table(evaluations: Mapping[str, Evaluation]) -> str:
     """The figures as text, in percent, with 95 % intervals and the counting rule."""
-    headers = [
-        "protocol",
-        "",
-        "mAP",
-        "95 %",
-        "R1",
-        "95 %",
-        "R5",
-        "R10",
-        "chance",
-        "queries",
-        "counted",
-        "gallery",
-        "distractors",
-    ]
+    titles = [title for rate in RATES for title in (rate, "95 %")]
+    headers = ["protocol", "", *titles, "chance", "queries", "counted", "gallery", "distractors"]
     rows = []
     for name, evaluation in evaluations.items():
         for kind, score in (("plain", evaluation.plain), ("fused", evaluation.fused)):
             if score is not None:
-                rates = [
-                    f"{100 * score.mAP:.1f}",
-                    _percent(score.mAP_interval),
-                    f"{100 * score.R1:.1f}",
-                    _percent(score.R1_interval),
-                    f"{100 * score.R5:.1f}",
-                    f"{100 * score.R10:.1f}",
-                    f"{100 * score.chance:.1f}",
+                figures = [
+                    text
+                    for rate in RATES
+                    for text in (f"{100 * getattr(score, rate):.1f}", _percent(getattr(score, f"{rate}_interval")))
                 ]
-                rows.append([name, kind, *rates, score.queries, score.queries_counted, score.gallery, score.distractors])
+                counts = [score.queries, score.queries_counted, score.gallery, score.distractors]
+                rows.append([name, kind, *figures, f"{100 * score.chance:.1f}", *counts])
     return table(headers, rows)
 
 
@@ -293,8 +285,9 @@ def results_dict(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
         if score is None:
             return None
         values = dict(vars(score))
-        for key in ("mAP_interval", "R1_interval"):
-            values[key] = [values[key].low, values[key].high]
+        for rate in RATES:
+            interval = values[f"{rate}_interval"]
+            values[f"{rate}_interval"] = [interval.low, interval.high]
         values["per_query"] = [vars(outcome) for outcome in score.per_query]
         return values
 

@@ -220,6 +220,9 @@ def test_results_are_json_and_a_table():
     written = json.loads(json.dumps(results_dict(found), allow_nan=False))
     assert written["ALL"]["plain"] == written["ALL"]["fused"]
     assert {"mAP", "R1", "R5", "R10", "queries", "queries_counted", "gallery", "chance"} <= written["ALL"]["plain"].keys()
+    for rate in ("mAP", "R5", "R10"):
+        low, high = written["ALL"]["plain"][f"{rate}_interval"]
+        assert 0 <= low <= written["ALL"]["plain"][rate] <= high <= 1
     low, high = written["ALL"]["plain"]["R1_interval"]
     assert 0 <= low < 0.5 < high <= 1
     table = results_table(found)

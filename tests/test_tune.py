@@ -29,7 +29,7 @@ def score_of(precisions, ships=None) -> Score:
     ships = range(len(precisions)) if ships is None else ships
     outcomes = tuple(Outcome(f"{ship}_{n}", ship, value, 1) for n, (ship, value) in enumerate(zip(ships, precisions)))
     nothing = Interval(0, 0, 1, 0.95, 1, 1)
-    return Score(0, 0, 0, 0, len(outcomes), len(outcomes), 9, 0, 0, nothing, nothing, outcomes)
+    return Score(0, 0, 0, 0, len(outcomes), len(outcomes), 9, 0, 0, *[nothing] * 4, outcomes)
 
 
 def trial(name, precisions, ships=None) -> Trial:
