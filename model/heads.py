@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+TINY_SQUARE = 1e-12
+"""Least squared sine under the root, whose slope is infinite at 0."""
+
+
 class Linear(nn.Linear):
     """Bias-free linear classifier; labels are not used."""
 
@@ -32,7 +36,7 @@ def arcface_logits(cosine: Tensor, labels: Tensor, *, scale: float, margin: floa
         cosine: (B, C) in -1..1.
         labels: (B,).
     """
-    sine = (1 - cosine.square()).clamp(min=0).sqrt()
+    sine = (1 - cosine.square()).clamp(min=TINY_SQUARE).sqrt()
     shifted = cosine * math.cos(margin) - sine * math.sin(margin)
     target = torch.where(cosine > -math.cos(margin), shifted, cosine - margin * math.sin(margin))
     return scale * _at_labels(cosine, labels, target)
