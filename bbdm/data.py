@@ -15,12 +15,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datasets.hoss import read_hoss
 from datasets.loaders import ChipLoader, Draw, KeyedBatches
-from datasets.pairs import Pair, PairLists, Picture, read_hoss_pairs, read_picture, read_registered_pairs
+from datasets.pairs import Pair, PairLists, Picture, pair_ship_views, read_picture, read_registered_pairs
 from datasets.records import Modality
 from datasets.samplers import ShuffledSampler
 from datasets.sar import SarRendering, build_sar_rendering
 from datasets.transforms import resize
+from datasets.validation import build_validation_data
 from utils.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -129,7 +131,9 @@ def build_pairs(cfg) -> PairLists:
     if every < 0 or every == 1:
         raise UsageError(f"BBDM.HOLD_OUT_EVERY is {every}; it is 0 (none) or at least 2")
     if cfg.BBDM.PAIRS == "hoss":
-        return read_hoss_pairs(cfg.DATASETS.ROOT_DIR, hold_out_every=every)
+        # Ships that validate re-identification stay unseen here too, or samples of them would flatter the choice.
+        data = build_validation_data(cfg) if cfg.DATASETS.VAL_FRACTION else read_hoss(cfg.DATASETS.ROOT_DIR, test=False)
+        return pair_ship_views(data.train, hold_out_every=every)
     if not cfg.BBDM.PAIRS_DIR:
         raise UsageError("BBDM.PAIRS_DIR is empty; name the folder that holds the registered pairs")
     return read_registered_pairs(cfg.BBDM.PAIRS_DIR, hold_out_every=every)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets.chips import FORMATS, IMAGE_SUFFIXES, SAR_MODES, read_chip, read_optical, read_shape
-from datasets.hoss import read_hoss
 from datasets.records import Modality, Record
 from datasets.sar import SarRendering
 from utils.errors import DataError
@@ -75,16 +74,20 @@ def read_registered_pairs(folder: str | Path, *, hold_out_every: int = 0) -> Pai
     return split_by_place(_read_folder(folder), hold_out_every)
 
 
-def read_hoss_pairs(root_dir: str | Path, *, hold_out_every: int = 0) -> PairLists:
-    """List every optical x SAR view of each training ship of a data set in HOSS layout; its place is the ship.
+def pair_ship_views(records: Iterable[Record], *, hold_out_every: int = 0) -> PairLists:
+    """List every optical x SAR view of each ship; its place is the ship.
 
     Ships that one sensor alone saw make no pair and are counted in the log.
 
+    Args:
+        records: training chips.
+        hold_out_every: every N-th ship is held out; see `split_by_place`.
+
     Raises:
-        DataError: as `datasets.hoss.read_hoss`; also if no ship was seen by both sensors.
+        DataError: no ship was seen by both sensors.
     """
     ships: dict[int, dict[Modality, list[Record]]] = {}
-    for record in read_hoss(root_dir, test=False).train:
+    for record in records:
         ships.setdefault(record.pid, {modality: [] for modality in Modality})[record.modality].append(record)
     pairs = tuple(
         Pair(optical.path, sar.path, str(pid), registered=False)
@@ -93,9 +96,7 @@ def read_hoss_pairs(root_dir: str | Path, *, hold_out_every: int = 0) -> PairLis
         for sar in views[Modality.SAR]
     )
     if not pairs:
-        raise DataError(
-            f"no training ship under {root_dir} has both an optical and a SAR chip, so there is no pair to train on"
-        )
+        raise DataError("no training ship has both an optical and a SAR chip, so there is no pair to train on")
     single = [str(pid) for pid, views in sorted(ships.items()) if not all(views.values())]
     if single:
         logger.info("%d of %d ships were seen by one sensor only and make no pair: %s", len(single), len(ships), _some(single))

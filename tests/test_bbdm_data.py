@@ -5,12 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm.data import PairDataset, build_train_loader, build_validation_loader, to_picture, to_tensor
+from bbdm.data import PairDataset, build_pairs, build_train_loader, build_validation_loader, to_picture, to_tensor
 from configs import load_cfg
+from datasets.hoss import read_hoss
 from datasets.loaders import Draw
-from datasets.pairs import Pair, read_hoss_pairs, read_picture, read_registered_pairs, split_by_place
+from datasets.pairs import Pair, pair_ship_views, read_picture, read_registered_pairs, split_by_place
 from datasets.records import Modality
 from datasets.sar import render_percentile
+from datasets.validation import build_validation_data
 from utils.errors import DataError
 
 
@@ -95,15 +97,25 @@ def write_hoss(root, names):
 def test_every_view_of_a_ship_by_one_sensor_meets_every_view_by_the_other(tmp_path, caplog):
     names = ["0001_a_RGB.tif", "0001_b_RGB.tif", "0001_a_SAR.tif", "0001_b_SAR.tif", "0002_a_RGB.tif", "0003_a_SAR.tif"]
     caplog.set_level("INFO")
-    pairs = read_hoss_pairs(write_hoss(tmp_path, names)).train
+    pairs = pair_ship_views(read_hoss(write_hoss(tmp_path, names), test=False).train).train
     assert len(pairs) == 4
     assert {pair.place for pair in pairs} == {"1"}
     assert "2 of 3 ships were seen by one sensor only and make no pair: 2, 3" in caplog.text
 
 
 def test_ships_that_one_sensor_saw_make_no_list(tmp_path):
-    with pytest.raises(DataError, match=r"no training ship .* has both an optical and a SAR chip"):
-        read_hoss_pairs(write_hoss(tmp_path, ["0001_a_RGB.tif", "0002_a_SAR.tif"]))
+    with pytest.raises(DataError, match="no training ship has both an optical and a SAR chip"):
+        pair_ship_views(read_hoss(write_hoss(tmp_path, ["0001_a_RGB.tif", "0002_a_SAR.tif"]), test=False).train)
+
+
+def test_ships_that_validate_stay_unseen(tmp_path):
+    names = [f"{pid:04d}_{view}_{kind}.tif" for pid in range(1, 11) for view in "ab" for kind in ("RGB", "SAR")]
+    root = write_hoss(tmp_path, names)
+    settings = ["BBDM.PAIRS", "hoss", "DATASETS.ROOT_DIR", str(root), "DATASETS.VAL_FRACTION", "0.3"]
+    cfg = load_cfg(None, settings)
+    seen = {int(pair.place) for pair in build_pairs(cfg).train}
+    assert seen == set(build_validation_data(cfg).labels)
+    assert 0 < len(seen) < 10
 
 
 def test_sar_of_ships_is_rendered_and_8_bit_sar_of_scenes_is_not(tmp_path):
