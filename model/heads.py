@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
 TINY_SQUARE = 1e-12
 """Least squared sine under the root, whose slope is infinite at 0."""
 
