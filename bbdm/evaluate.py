@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,8 +131,17 @@ def verdict(figures: dict[str, dict[str, Figure]]) -> list[str]:
     return lost or ["generated pictures beat both baselines in every measure"]
 
 
-def build_comparison(cfg, device: torch.device) -> dict[str, dict[str, Figure]]:
-    """Sample the held-out pairs of BBDM.PAIRS and compare: generated pictures and the two baselines."""
+def build_comparison(
+    cfg, device: torch.device, *, embed: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, dict[str, Figure]]:
+    """Sample the held-out pairs of BBDM.PAIRS and compare: generated pictures and the two baselines.
+
+    Args:
+        cfg: the configuration.
+        device: of the bridge.
+        embed: SAR pictures (N, H, W) in 0..1 -> features (N, D); by default a small network trained contrastively on the SAR
+            pictures of the training places.
+    """
     if not cfg.BBDM.WEIGHT:
         raise UsageError("BBDM.WEIGHT is empty; name the checkpoint of a bridge")
     settings = build_sampler_settings(cfg)
@@ -153,7 +164,7 @@ def build_comparison(cfg, device: torch.device) -> dict[str, dict[str, Figure]]:
     )
     optical, real = measures.to_grey(held_out[:, 0]), measures.to_grey(held_out[:, 1])
     known = measures.to_grey(train[:, 1])
-    embed = train_embedding(known, seed=cfg.SOLVER.SEED)
+    embed = embed or train_embedding(known, seed=cfg.SOLVER.SEED)
     mean_picture = known.mean(dim=0).expand_as(real)
     methods = {"generated": samples, "grey optical": optical[:, None], "mean SAR": mean_picture[:, None]}
     places = [pair.place for pair in pairs.validation]
@@ -174,12 +185,41 @@ def _read(cfg, pairs: Sequence[Pair]) -> Tensor:
     return torch.stack(items)
 
 
+def build_report(cfg, figures: dict[str, dict[str, Figure]], *, features: str) -> dict[str, Any]:
+    """The content of evaluation.json: figures of `build_comparison`, verdict, and what they depend on.
+
+    Args:
+        cfg: the configuration.
+        figures: by pictures, then measure.
+        features: what the feature space is.
+    """
+    return {
+        "weights": {"path": cfg.BBDM.WEIGHT, "sha256": checkpoint.sha256(cfg.BBDM.WEIGHT)},
+        "sampler": asdict(build_sampler_settings(cfg)),
+        "samples_per_image": cfg.BBDM.SAMPLE_NUM,
+        "features": features,
+        "figures": {name: {key: asdict(figure) for key, figure in values.items()} for name, values in figures.items()},
+        "verdict": verdict(figures),
+    }
+
+
+def publish(report: dict[str, Any], folder: Path) -> None:
+    """Log the table and verdict of a report, and write it to evaluation.json of `folder`."""
+    columns = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER)
+    rows = [[name, *(f"{values[key]['mean']:.4f}" for key in columns)] for name, values in report["figures"].items()]
+    arrows = [f"{column} {'-' if column in LOWER_IS_BETTER else '+'}" for column in columns]
+    logger.info("%s\n(-: lower is better, +: higher; features: %s)", table(["pictures", *arrows], rows), report["features"])
+    for sentence in report["verdict"]:
+        logger.info("%s", sentence)
+    write_json(folder / "evaluation.json", report)
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Parse the command line, compare, print a table and write evaluation.json."""
+    """Parse the command line and compare."""
     parser = cli.config_parser(
         "python -m bbdm.evaluate",
-        "Compare generated with real SAR pictures of held-out pairs, beside two baselines. For ships in the feature space of a "
-        "ReID network, give test.py the samples and TEST.FUSION_TAU 1: generated pictures alone are then the queries.",
+        "Compare generated with real SAR pictures of held-out pairs, beside two baselines. For ships, tools.evaluate_ships "
+        "does the same in the feature space of a re-identification network.",
         "python -m bbdm.evaluate --config_file configs/bbdm_qxs.yml BBDM.WEIGHT logs/bbdm_qxs/bridge_100.pth OUTPUT_DIR out",
     )
     options = parser.parse_args(arguments)
@@ -187,20 +227,8 @@ def main(arguments: Sequence[str]) -> None:
     cfg = load_cfg(options.config_file, options.overrides)
     folder = make_output_dir(cfg.OUTPUT_DIR)
     figures = build_comparison(cfg, build_device(cfg))
-    columns = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER)
-    rows = [[name, *(f"{values[column].mean:.4f}" for column in columns)] for name, values in figures.items()]
-    arrows = [f"{column} {'-' if column in LOWER_IS_BETTER else '+'}" for column in columns]
-    logger.info("%s\n(-: lower is better, +: higher)", table(["pictures", *arrows], rows))
-    for sentence in verdict(figures):
-        logger.info("%s", sentence)
-    content = {
-        "weights": {"path": cfg.BBDM.WEIGHT, "sha256": checkpoint.sha256(cfg.BBDM.WEIGHT)},
-        "sampler": asdict(build_sampler_settings(cfg)),
-        "samples_per_image": cfg.BBDM.SAMPLE_NUM,
-        "figures": {name: {key: asdict(figure) for key, figure in values.items()} for name, values in figures.items()},
-        "verdict": verdict(figures),
-    }
-    write_json(folder / "evaluation.json", content)
+    space = "a small network trained contrastively on the SAR pictures of the training places"
+    publish(build_report(cfg, figures, features=space), folder)
 
 
 if __name__ == "__main__":

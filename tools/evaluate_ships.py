@@ -1,0 +1,75 @@
+"""Compare generated with real SAR chips of held-out ships, in the feature space of a re-identification network.
+
+What `bbdm.evaluate` does for places; `rank` and `top1` tell how well a ship is found when generated pictures alone are the
+queries.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bbdm.evaluate import build_comparison, build_report, publish
+from configs import load_cfg
+from datasets.records import Modality
+from model.build import build_model
+from model.pretrained import load_weights
+from utils.cli import config_parser, run
+from utils.device import build_device
+from utils.log import make_output_dir, setup_logging
+
+BATCH = 64
+
+
+def build_embedding(cfg, weights: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The feature space of a re-identification network: SAR pictures (N, H, W) in 0..1 -> features (N, D) on the CPU.
+
+    Every picture gets the size triple of an average ship (zeros), so that the picture alone speaks.
+
+    Args:
+        cfg: of the network.
+        weights: its checkpoint.
+        device: where it runs.
+    """
+    model = build_model(cfg)
+    load_weights(weights, model)
+    model.to(device).eval()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
+
+    @torch.inference_mode()
+    def embed(pictures: Tensor) -> Tensor:
+        features = []
+        for part in pictures.split(BATCH):
+            grey = functional.interpolate(part[:, None], size=list(cfg.INPUT.SIZE_TEST), mode="bilinear", antialias=True)
+            images = ((grey.expand(-1, 3, -1, -1) - mean) / std).to(device)
+            modalities = torch.full((len(part),), int(Modality.SAR), device=device)
+            output = model(images, modalities, torch.zeros(len(part), 3, device=device))
+            features.append((output.feature if cfg.TEST.NECK_FEAT == "before" else output.neck_feature).float().cpu())
+        return torch.cat(features)
+
+    return embed
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the command line and compare."""
+    parser = config_parser(
+        "python -m tools.evaluate_ships",
+        "Compare generated with real SAR chips of held-out ships (BBDM.HOLD_OUT_EVERY) in the feature space of a ReID network.",
+        "python -m tools.evaluate_ships --reid_config configs/demo_reid.yml --reid_weights logs/demo/reid/best_model_mAP.pth\n"
+        "      --config_file configs/demo_bbdm.yml BBDM.WEIGHT logs/demo/bridge/bridge_3.pth OUTPUT_DIR out",
+    )
+    parser.add_argument("--reid_config", metavar="FILE", required=True, help="the .yml of the re-identification network")
+    parser.add_argument("--reid_weights", metavar="FILE", required=True, help="its checkpoint")
+    args = parser.parse_args(arguments)
+    setup_logging()
+    cfg = load_cfg(args.config_file, args.overrides)
+    folder = make_output_dir(cfg.OUTPUT_DIR)
+    device = build_device(cfg)
+    embed = build_embedding(load_cfg(args.reid_config), args.reid_weights, device)
+    figures = build_comparison(cfg, device, embed=embed)
+    publish(build_report(cfg, figures, features=f"the re-identification network {args.reid_weights}"), folder)
+
+
+if __name__ == "__main__":
+    run(main)
