@@ -52,7 +52,7 @@ def test_features_are_those_of_the_network(network):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
     images = (pictures[:, None].expand(-1, 3, -1, -1) - mean) / std
     with torch.no_grad():
-        expected = model(images, torch.ones(3, dtype=torch.int64), torch.zeros(3, 3)).feature
+        expected = model(images, torch.ones(3, dtype=torch.int64), torch.zeros(3, 3)).neck_feature
     torch.testing.assert_close(embed(pictures), expected, atol=1e-5, rtol=1e-4)
 
 

@@ -25,7 +25,8 @@ BATCH = 64
 def build_embedding(cfg, weights: str, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The feature space of a re-identification network: SAR pictures (N, H, W) in 0..1 -> features (N, D) on the CPU.
 
-    Every picture gets the size triple of an average ship (zeros), so that the picture alone speaks.
+    Every picture gets the size triple of an average ship (zeros), so that the picture alone speaks. Features are those after
+    the neck, which centres them: before it they share a large part, and every cosine is near 1.
 
     Args:
         cfg: of the network.
@@ -45,7 +46,7 @@ def build_embedding(cfg, weights: str, device: torch.device) -> Callable[[Tensor
             images = ((grey.expand(-1, 3, -1, -1) - mean) / std).to(device)
             modalities = torch.full((len(part),), int(Modality.SAR), device=device)
             output = model(images, modalities, torch.zeros(len(part), 3, device=device))
-            features.append((output.feature if cfg.TEST.NECK_FEAT == "before" else output.neck_feature).float().cpu())
+            features.append(output.neck_feature.float().cpu())
         return torch.cat(features)
 
     return embed
