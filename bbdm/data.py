@@ -4,7 +4,6 @@ Legend: B batch, H x W pixels of the network's pictures, in [-1, 1].
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.hoss import read_hoss
-from datasets.loaders import ChipLoader, Draw, KeyedBatches
+from datasets.loaders import ChipLoader, Draw, KeyedBatches, build_loading
 from datasets.pairs import Pair, PairLists, Picture, pair_ship_views, read_picture, read_registered_pairs
 from datasets.records import Modality
 from datasets.samplers import ShuffledSampler
@@ -150,24 +149,12 @@ def build_train_loader(cfg, pairs: Sequence[Pair], *, device_type: str, rank: in
     sampler = ShuffledSampler(
         len(pairs), batch_size=cfg.SOLVER.IMS_PER_BATCH, seed=cfg.SOLVER.SEED, rank=rank, world_size=world_size
     )
-    return ChipLoader(dataset, batch_sampler=KeyedBatches(sampler), **_loading(cfg, device_type))
+    return ChipLoader(dataset, batch_sampler=KeyedBatches(sampler), **build_loading(cfg, device_type, collate_fn=collate))
 
 
 def build_validation_loader(cfg, pairs: Sequence[Pair], *, device_type: str, rank: int = 0, world_size: int = 1) -> ChipLoader:
     """Each pair once, cut at a place of its own but never flipped; this rank every `world_size`-th."""
     dataset = PairDataset(pairs, cfg.BBDM.IMAGE_SIZE, build_rendering(cfg), crop=cfg.BBDM.CROP)
     indices = range(rank, len(pairs), world_size)
-    return ChipLoader(
-        dataset, sampler=indices, batch_size=max(cfg.SOLVER.IMS_PER_BATCH // world_size, 1), **_loading(cfg, device_type)
-    )
-
-
-def _loading(cfg, device_type: str) -> dict:
-    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
-    return {
-        "collate_fn": collate,
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-        "pin_memory": device_type == "cuda",
-        "generator": torch.Generator().manual_seed(cfg.SOLVER.SEED),
-    }
+    loading = build_loading(cfg, device_type, collate_fn=collate)
+    return ChipLoader(dataset, sampler=indices, batch_size=max(cfg.SOLVER.IMS_PER_BATCH // world_size, 1), **loading)

@@ -203,7 +203,7 @@ def build_train_loader(cfg, data: HossData, *, device_type: str = "cpu", rank: i
     else:
         sampler = ShuffledSampler(len(labels), **sharing)
     dataset = ChipDataset(data.train, labels, _build_train_transform(cfg), _build_rendering(cfg))
-    return ChipLoader(dataset, batch_sampler=KeyedBatches(sampler), **_loading(cfg, device_type))
+    return ChipLoader(dataset, batch_sampler=KeyedBatches(sampler), **build_loading(cfg, device_type))
 
 
 def build_pair_loader(
@@ -216,7 +216,8 @@ def build_pair_loader(
     """
     sharing = {"batch_size": cfg.SOLVER.IMS_PER_BATCH, "seed": cfg.SOLVER.SEED, "rank": rank, "world_size": world_size}
     dataset = PairViews(pairs, _build_train_transform(cfg), _build_rendering(cfg))
-    return ChipLoader(dataset, batch_sampler=KeyedBatches(PairSampler(len(pairs), **sharing)), **_loading(cfg, device_type))
+    batches = KeyedBatches(PairSampler(len(pairs), **sharing))
+    return ChipLoader(dataset, batch_sampler=batches, **build_loading(cfg, device_type))
 
 
 def build_test_loader(
@@ -245,7 +246,7 @@ def build_generated_loader(
 
 
 def _build_once(cfg, dataset: Dataset, device_type: str, indices: range) -> ChipLoader:
-    return ChipLoader(dataset, sampler=indices, batch_size=cfg.TEST.IMS_PER_BATCH, **_loading(cfg, device_type))
+    return ChipLoader(dataset, sampler=indices, batch_size=cfg.TEST.IMS_PER_BATCH, **build_loading(cfg, device_type))
 
 
 def _build_test_transform(cfg) -> TestTransform:
@@ -267,15 +268,15 @@ def _build_rendering(cfg) -> SarRendering:
     return build_sar_rendering(cfg.INPUT.SAR_DENOISE, low=cfg.INPUT.SAR_LOW_PERCENT, high=cfg.INPUT.SAR_HIGH_PERCENT)
 
 
-def _loading(cfg, device_type: str) -> dict[str, Any]:
-    """Arguments that every DataLoader shares."""
+def build_loading(cfg, device_type: str, *, collate_fn: Callable = collate) -> dict[str, Any]:
+    """Arguments that every DataLoader shares; `collate_fn` stacks the items of a batch."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun: processes on this machine
     workers = min(cfg.DATALOADER.NUM_WORKERS, cores)
     if workers < cfg.DATALOADER.NUM_WORKERS:
         logger.info("DATALOADER.NUM_WORKERS %d: %d used, one for each core", cfg.DATALOADER.NUM_WORKERS, workers)
     return {
-        "collate_fn": collate,
+        "collate_fn": collate_fn,
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": device_type == "cuda",

@@ -4,6 +4,7 @@ A sampler draws one plan for all ranks from (seed, epoch) and gives each rank it
 talk, never share a place of a batch, and all have the same number of batches. A plan does not depend on the number of ranks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from utils.errors import DataError, UsageError
 
 
-class BatchSampler:
+class BatchSampler(ABC):
     """Batches of image indices for one rank; subclasses write `plan`.
 
     Args:
@@ -42,9 +43,9 @@ class BatchSampler:
         self.epoch = epoch
         self.done = done
 
+    @abstractmethod
     def plan(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """Draw the batches of an epoch, over all ranks: (batches, batch_size) image indices."""
-        raise NotImplementedError
 
     def batches(self) -> NDArray[np.int64]:
         """Batches of this rank that are still to be done: (batches, batch_size / world_size) image indices."""
