@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-DISTRACTOR = -1
-"""The `pid` of a gallery image that matches no query."""
+from utils.retrieval import DISTRACTOR as DISTRACTOR  # the `pid` of a gallery image that matches no query
 
 
 class Modality(IntEnum):

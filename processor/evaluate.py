@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from datasets.records import Protocol, Record
+from datasets.records import DISTRACTOR, Protocol, Record
 from utils import distributed
 from utils.errors import DataError
 from utils.expansion import expand_queries
@@ -186,7 +186,7 @@ def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequenc
         queries=result.queries,
         queries_counted=result.queries_counted,
         gallery=result.gallery,
-        distractors=sum(records[index].pid < 0 for index in protocol.gallery),
+        distractors=sum(records[index].pid == DISTRACTOR for index in protocol.gallery),
         chance=float(np.mean(result.matches[counted] / result.gallery)),
         mAP_interval=mean_interval(result.average_precision[counted], ships),
         R1_interval=mean_interval(result.hits(1)[counted], ships),
