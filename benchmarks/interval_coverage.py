@@ -1,16 +1,20 @@
 """How often the intervals of `utils.intervals` hold the true mean, in simulated rankings.
 
-    python -m benchmarks.interval_coverage [--draws 2000] [--seed 0]
+    python -m benchmarks.interval_coverage [--draws 2000] [--seed 0] [--processes 2]
 
 Prints a Markdown table. A query's score for each of its 1 to 3 matches is normal around the strength of its ship, for each of
 the other images of a gallery of 60 around 0; strengths differ between ships. Test sets are draws of ships from a large
-population, whose mean is the true value. The plain percentile bootstrap over ships stands beside, from the same draws.
+population, whose mean is the true value. One population is made for each of ten mean strengths, so that the true R1 runs from
+0.1 to 0.95: hits are coarse, and the coverage at a single true value jumps with it. The plain percentile bootstrap over ships
+stands beside, from the same draws.
 """
 
 import argparse
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 
 import numpy as np
 
@@ -19,10 +23,12 @@ from utils.intervals import mean_interval, paired_interval
 GALLERY = 60
 RESAMPLES = 200
 QUERIES = (30, 67, 176)
-STRENGTHS = ((0.5, 0.5), (2.0, 1.0), (2.7, 1.0), (4.2, 1.2))
-"""Mean strength of ships and its deviation: R1 of about 0.12, 0.55, 0.73 and 0.93."""
+STRENGTHS = tuple((0.4 + 0.45 * step, min(1.2, 0.5 + 0.1 * step)) for step in range(10))
+"""Mean strength of ships and its deviation between them."""
 QUERIES_OF_SHIPS = {"1": [1], "3": [3], "1 to 5": [1, 2, 3, 4, 5], "1, one in ten has 8": [1] * 9 + [8]}
 """Name of a structure -> the numbers of queries that ships have, equally often."""
+FIGURES = ("R1", "AP", "R1 difference", "AP difference", "R1 gain", "AP gain")
+"""Figures of one model, their difference to another's, and to the better of both for each query, which loses none."""
 
 
 @dataclass(frozen=True)
@@ -78,51 +84,61 @@ def coverage(
 
     for _ in range(draws):
         places, ships = population.draw(queries, random)
-        for name, values in (("R1", population.hits), ("AP", population.precision)):
-            sample, truth = values[:, places], values.mean(axis=1)
-            interval = mean_interval(sample[0], ships)
-            count(name, interval.low, interval.high, truth[0])
-            interval = paired_interval(sample[0], sample[1], ships)
-            count(f"{name} difference", interval.low, interval.high, truth[1] - truth[0])
+        for name, (first, second) in (("R1", population.hits), ("AP", population.precision)):
+            interval = mean_interval(first[places], ships)
+            count(name, interval.low, interval.high, first.mean())
             if plain:
-                count(f"{name} plain", *percentile_bootstrap(sample[0], ships, random), truth[0])
-                count(
-                    f"{name} difference plain", *percentile_bootstrap(sample[1] - sample[0], ships, random), truth[1] - truth[0]
-                )
+                count(f"{name} plain", *percentile_bootstrap(first[places], ships, random), first.mean())
+            for kind, other in (("difference", second), ("gain", np.maximum(first, second))):
+                change = other - first
+                interval = paired_interval(first[places], other[places], ships)
+                count(f"{name} {kind}", interval.low, interval.high, change.mean())
+                if plain:
+                    count(f"{name} {kind} plain", *percentile_bootstrap(change[places], ships, random), change.mean())
     return {name: number / draws for name, number in covered.items()}
+
+
+def coverage_of_strength(case: tuple[int, int], *, draws: int, seed: int) -> dict[int, dict[str, float]]:
+    """Number of queries -> `coverage`, for the structure and the strength whose places `case` gives."""
+    structure, strength = case
+    random = np.random.default_rng([seed, structure, strength])
+    sizes = list(QUERIES_OF_SHIPS.values())[structure]
+    population = make_population(*STRENGTHS[strength], sizes, ships=20_000, random=random)
+    return {queries: coverage(population, queries, draws=draws, random=random) for queries in QUERIES}
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=2000, help="test sets drawn for each row of the table (default 2000)")
+    parser.add_argument("--draws", type=int, default=2000, help="test sets drawn of each population (default 2000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    figures = ("R1", "AP", "R1 difference", "AP difference")
-    print(f"{arguments.draws} draws a row, seed {arguments.seed}, {date.today()}. In brackets: plain percentile bootstrap.\n")
-    print("| queries | queries of a ship | true R1 | true mAP | " + " | ".join(figures) + " |")
-    print("|" + " --- |" * (4 + len(figures)))
-    rows: dict[int, list[dict[str, float]]] = {queries: [] for queries in QUERIES}
-    for structure, (name, sizes) in enumerate(QUERIES_OF_SHIPS.items()):
-        for level, (strength, spread) in enumerate(STRENGTHS):
-            random = np.random.default_rng([arguments.seed, structure, level])
-            population = make_population(strength, spread, sizes, ships=20_000, random=random)
-            truth = f"{population.hits[0].mean():.2f} | {population.precision[0].mean():.2f}"
+    print(f"{arguments.draws} draws of each population, seed {arguments.seed}, {date.today()}\n")
+    print("| queries | queries of a ship | " + " | ".join(FIGURES) + " |")
+    print("|" + " --- |" * (2 + len(FIGURES)))
+    of_queries: dict[int, list[dict[str, float]]] = {queries: [] for queries in QUERIES}
+    measure = partial(coverage_of_strength, draws=arguments.draws, seed=arguments.seed)
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        for structure, name in enumerate(QUERIES_OF_SHIPS):
+            strengths = list(pool.map(measure, [(structure, strength) for strength in range(len(STRENGTHS))]))
             for queries in QUERIES:
-                row = coverage(population, queries, draws=arguments.draws, random=random)
-                rows[queries].append(row)
-                print(
-                    f"| {queries} | {name} | {truth} | " + " | ".join(cell(row, figure) for figure in figures) + " |",
-                    flush=True,
-                )
-    for queries, of_queries in rows.items():
-        mean = {name: float(np.mean([row[name] for row in of_queries])) for name in of_queries[0]}
-        print(f"| {queries} | **mean** | | | " + " | ".join(cell(mean, figure) for figure in figures) + " |")
+                cells = [strength[queries] for strength in strengths]
+                of_queries[queries] += cells
+                print(row(str(queries), name, cells), flush=True)
+    for queries, cells in of_queries.items():
+        print(row(str(queries), "**all**", cells))
 
 
-def cell(row: dict[str, float], figure: str) -> str:
-    """Coverage in percent, with that of the plain bootstrap."""
-    return f"{100 * row[figure]:.1f} ({100 * row[figure + ' plain']:.1f})"
+def row(queries: str, structure: str, cells: Sequence[dict[str, float]]) -> str:
+    """A line of the table: mean coverage in percent over the true values, its range, and the plain bootstrap's mean."""
+
+    def text(figure: str) -> str:
+        shares = [100 * cell[figure] for cell in cells]
+        plain = np.mean([100 * cell[f"{figure} plain"] for cell in cells])
+        return f"{np.mean(shares):.1f} [{min(shares):.1f}, {max(shares):.1f}] ({plain:.1f})"
+
+    return f"| {queries} | {structure} | " + " | ".join(map(text, FIGURES)) + " |"
 
 
 if __name__ == "__main__":

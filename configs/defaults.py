@@ -175,6 +175,7 @@ def _test() -> CfgNode:
     node.RE_RANKING_K1 = 50  # neighbours for reciprocity
     node.RE_RANKING_K2 = 15  # neighbours that are averaged
     node.RE_RANKING_LAMBDA = 0.3  # share of the plain distance
+    node.RANKING_MEMORY = 1.0  # GiB of distances that ranking and re-ranking hold at a time
     node.FUSION_TAU = 0.02  # weight of generated features
     node.SAME_MODALITY_GALLERY = True  # False: images of the query's own modality leave its gallery
     node.DIST_MAT = "dist_mat.npy"  # no effect

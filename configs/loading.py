@@ -244,6 +244,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         "TEST.IMS_PER_BATCH": (1, infinity),
         "TEST.QUERY_EXPANSION": (0, infinity),
         "TEST.QUERY_EXPANSION_ALPHA": (0, infinity),
+        "TEST.RANKING_MEMORY": (0.001, infinity),
         "TEST.RE_RANKING_K1": (1, infinity),
         "TEST.RE_RANKING_K2": (1, infinity),
         "TEST.RE_RANKING_LAMBDA": (0, 1),

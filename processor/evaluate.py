@@ -55,6 +55,7 @@ class Ranking:
         expansion: None for the queries' own features.
         reranking: None for plain distances. Queries of different modalities are re-ranked apart.
         device: where distances are computed.
+        memory_bytes: about how much memory distances take at a time.
     """
 
     normalise: bool = True
@@ -62,6 +63,12 @@ class Ranking:
     expansion: Expansion | None = None
     reranking: Reranking | None = None
     device: torch.device | None = None
+    memory_bytes: int = 1 << 30
+
+    @property
+    def reranking_options(self) -> dict[str, Any]:
+        """Arguments of `utils.reranking.rerank_apart`; only where `reranking` is not None."""
+        return {**vars(self.reranking), "device": self.device, "memory_bytes": self.memory_bytes}
 
 
 def build_ranking(cfg, device: torch.device) -> Ranking:
@@ -73,6 +80,7 @@ def build_ranking(cfg, device: torch.device) -> Ranking:
         expansion=Expansion(cfg.TEST.QUERY_EXPANSION, cfg.TEST.QUERY_EXPANSION_ALPHA) if cfg.TEST.QUERY_EXPANSION else None,
         reranking=parameters if cfg.TEST.RE_RANKING else None,
         device=device,
+        memory_bytes=int(cfg.TEST.RANKING_MEMORY * 2**30),
     )
 
 
@@ -152,10 +160,11 @@ def rank_protocol(protocol: Protocol, features: Tensor, records: Sequence[Record
     try:
         of_query = expand(features[query], features[gallery], modalities[query], modalities[gallery], ranking)
         if ranking.reranking is not None:
-            blocks = rerank_apart(of_query, features[gallery], modalities[query], **vars(ranking.reranking))
+            blocks = rerank_apart(of_query, features[gallery], modalities[query], **ranking.reranking_options)
             return rank_distances(blocks, **identities)
         share = (distributed.rank(), distributed.world_size())
-        own = rank_features(of_query, features[gallery], **identities, device=ranking.device, share=share)
+        where = {"device": ranking.device, "memory_bytes": ranking.memory_bytes}
+        own = rank_features(of_query, features[gallery], **identities, **where, share=share)
         return join_results(distributed.gather(own))
     except DataError as error:
         raise DataError(f"{protocol.name}: {error}") from error

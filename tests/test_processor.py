@@ -13,17 +13,20 @@ from torch.nn import functional
 from datasets.records import Batch, Modality, Protocol, Record
 from loss.criterion import Criterion
 from model.reid import ReIDOutput
-from processor.evaluate import Ranking, Reranking, evaluate, rank_protocol, results_dict, results_table
+from processor.evaluate import Ranking, Reranking, build_ranking, evaluate, rank_protocol, results_dict, results_table
 from processor.features import extract_features
 from processor.fusion import find_samples, fuse, fuse_images
 from processor.selection import Split
 from processor.train import Run, Trainer, fit, save_checkpoints, train_one_epoch
 from solver.schedule import cosine_schedule
 from tests.chip_files import write_chip
+from tests.commands import tiny_cfg
 from utils.checkpoint import load
 from utils.device import Precision
 from utils.errors import CheckpointError, DataError, TrainingError
 from utils.log import MetricsWriter
+from utils.reranking import rerank_apart
+from utils.retrieval import rank_features
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision("cpu")
@@ -191,6 +194,28 @@ def test_figures_of_a_protocol_by_hand(caplog):
 def test_own_modality_leaves_the_gallery_where_asked():
     score = evaluate(ALL, IMAGES, FEATURES, Ranking(same_modality=False))["ALL"].plain
     assert score.mAP == pytest.approx((1 / 2 + 1) / 2)  # ship 1 has only its SAR image left, behind the distractor
+
+
+@pytest.mark.parametrize("reranking", [None, Reranking(4, 2)])
+def test_the_memory_key_sets_the_blocks_and_not_the_figures(reranking, monkeypatch):
+    budgets = []
+
+    def note(function):
+        def noting(*args, memory_bytes, **options):
+            budgets.append(memory_bytes)
+            return function(*args, memory_bytes=memory_bytes, **options)
+
+        return noting
+
+    monkeypatch.setattr("processor.evaluate.rank_features", note(rank_features))
+    monkeypatch.setattr("processor.evaluate.rerank_apart", note(rerank_apart))
+    rankings = [
+        replace(build_ranking(tiny_cfg(TEST__RANKING_MEMORY=gigabytes), torch.device("cpu")), reranking=reranking)
+        for gigabytes in (0.25, 2.0)
+    ]
+    small, large = (evaluate(ALL, IMAGES, FEATURES, ranking) for ranking in rankings)
+    assert small == large
+    assert budgets == [2**28, 2**31]
 
 
 def test_lengths_of_features_count_only_where_they_are_not_normalised():

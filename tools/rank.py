@@ -110,7 +110,7 @@ def rank_records(
 def _distance_blocks(query: Tensor, gallery: Tensor, query_modalities: Tensor, ranking: Ranking) -> Iterator[Tensor]:
     """Distances in blocks of rows (B, G), on the CPU."""
     if ranking.reranking is not None:
-        yield from rerank_apart(query, gallery, query_modalities, **vars(ranking.reranking))
+        yield from rerank_apart(query, gallery, query_modalities, **ranking.reranking_options)
         return
     gallery = gallery.to(ranking.device)
     for block in query.split(BLOCK_QUERIES):

@@ -3,9 +3,10 @@
 The plain bootstrap, resampling ships, covers too seldom with few ships or with rates near 0 or 1, and is empty at either end.
 So the interval of a rate is a Wilson score interval for as many independent queries as tell as much as these do:
 
-* the variance of the mean is that between ships (Kish, "Survey Sampling", 1965, section 6.3; what resampling ships estimates),
-  not less than that of independent queries;
-* the critical value is Student's t, on the effective number of ships: (sum n_s)^2 / sum n_s^2 for n_s queries of ship s;
+* queries / design effect (Kish, "Survey Sampling", 1965, chapter 5); the effect comes from the intraclass correlation, that of
+  two queries of a ship over all such pairs, and is 1 where every ship has one query;
+* the critical value is Student's t, on the degrees of freedom of what is estimated beside the mean (Satterthwaite, 1946): the
+  design effect and, unless all values are 0 or 1, their variance. With hits of one query a ship that is Wilson's own interval;
 * a variance below that of hits and misses of the same mean, as average precisions have, is drawn toward that, with the weight
   of two ships: a few ships may be alike by chance.
 
@@ -18,13 +19,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
-METHOD = "Wilson score interval, variance between ships, Student's t on the effective number of ships"
+METHOD = "Wilson score interval, queries counted by Kish's design effect of ships, Student's t"
 """What `mean_interval` computes, in words for a table."""
 
-PAIRED_METHOD = "Bonett-Price interval, variance between ships, Student's t on the effective number of ships"
+PAIRED_METHOD = "Bonett-Price interval, queries counted by Kish's design effect of ships, Student's t"
 """What `paired_interval` computes, in words for a table."""
 
 _PRIOR_SHIPS = 2.0
+_NO_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -49,27 +51,44 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class _Moments:
-    """Mean over queries, its variance between ships, and how many equal ships would be as informative."""
+class _Spread:
+    """What values over queries tell of the error of their mean.
 
-    mean: float
+    Attributes:
+        variance: of a query's value.
+        design_effect: variance of the mean over that of as many independent queries; 1 to the number of queries.
+        degrees: of freedom of the two, as one number; infinite where neither is estimated.
+    """
+
     variance: float
-    queries: int
-    ships: int
-    effective_ships: float
+    design_effect: float
+    degrees: float
 
     @classmethod
-    def of(cls, values: np.ndarray, identities: np.ndarray) -> "_Moments":
-        mean = values.mean()
+    def of(cls, values: np.ndarray, identities: np.ndarray, *, variance_is_known: bool) -> "_Spread":
+        deviations = values - values.mean()
         _, ship, sizes = np.unique(identities, return_inverse=True, return_counts=True)
-        deviations = np.bincount(ship, values - mean)
-        ships, queries = len(sizes), len(values)
-        variance = ships / max(1, ships - 1) * np.square(deviations).sum() / queries**2
-        return cls(float(mean), float(variance), queries, ships, queries**2 / float(np.square(sizes).sum()))
+        queries, variance = len(values), float(np.square(deviations).mean())
+        largest = float(np.square(sizes).sum()) / queries  # the design effect of ships whose queries are all alike
+        if len(sizes) == 1 or variance < _NO_VARIANCE:
+            correlation = 1.0
+        elif len(sizes) == queries:
+            correlation = 0.0
+        else:
+            between = float(np.square(np.bincount(ship, deviations)).sum()) / (1 - largest / queries)
+            within = variance * queries / (1 - 1 / queries)
+            correlation = min(1.0, max(0.0, (between / within - 1) / (largest - 1)))
+        effect = 1 + correlation * (largest - 1)
+        # Half the variance of the pairs' products, in units of the effect, for normal values that correlate so within a ship.
+        noise = (np.square((sizes - 1) * (1 + (sizes - 1) * correlation)) + (sizes - 1) * (1 - correlation) ** 2).sum()
+        noise = float(noise) / queries**2
+        if not variance_is_known:
+            noise += effect**2 / max(1, queries - 1)
+        return cls(variance, effect, (1 - 1 / len(sizes)) * effect**2 / noise if noise else np.inf)
 
     def critical_value(self, level: float) -> float:
         """Two-sided, of Student's t."""
-        return float(stdtrit(max(1.0, self.effective_ships - 1), (1 + level) / 2))
+        return float(stdtrit(max(1.0, self.degrees), (1 + level) / 2))
 
 
 def mean_interval(values: ArrayLike, identities: ArrayLike, *, level: float = 0.95) -> Interval:
@@ -88,29 +107,28 @@ def mean_interval(values: ArrayLike, identities: ArrayLike, *, level: float = 0.
     values, identities = _counted(values, identities, level=level)
     if values.min() < 0 or values.max() > 1:
         raise ValueError("the values of a rate lie in 0..1")
-    moments = _Moments.of(values, identities)
-    mean, critical = moments.mean, moments.critical_value(level)
-    hits = mean * (1 - mean)
-    independent = values.var() / moments.queries
-    variance = max(moments.variance, independent)
-    if variance < hits / moments.queries:
-        weight = _PRIOR_SHIPS / (moments.effective_ships + _PRIOR_SHIPS)
-        variance = (1 - weight) * variance + weight * hits / moments.queries
-    # Values that are all alike show no variance; each ship is then taken as one query.
-    count = hits / variance if independent > 1e-12 else moments.effective_ships
+    mean, ships = float(values.mean()), len(np.unique(identities))
+    spread = _Spread.of(values, identities, variance_is_known=bool(np.isin(values, (0, 1)).all()))
+    hits, variance = mean * (1 - mean), spread.variance
+    weight = _PRIOR_SHIPS / (ships + _PRIOR_SHIPS)
+    variance = (1 - weight) * variance + weight * hits
+    # At a mean of 0 or 1 both variances are zero, and every query counts as a hit or a miss.
+    count = len(values) / spread.design_effect * (hits / variance if variance > _NO_VARIANCE else 1)
+    critical = spread.critical_value(level)
     squared = critical**2 / count
     centre = (mean + squared / 2) / (1 + squared)
     half = np.sqrt(squared * hits + squared**2 / 4) / (1 + squared)
     low, high = max(0.0, float(centre - half)), min(1.0, float(centre + half))
-    return Interval(mean, min(low, mean), max(high, mean), level, moments.queries, moments.ships)
+    return Interval(mean, min(low, mean), max(high, mean), level, len(values), ships)
 
 
 def paired_interval(first: ArrayLike, second: ArrayLike, identities: ArrayLike, *, level: float = 0.95) -> Interval:
     """Interval of the mean of `second - first`, two results of the same queries.
 
-    Two more ships of one query are added, one won and one lost by the typical (root mean square) size of a difference, so that
-    few differences, or none, do not look like certainty (Bonett and Price, "Adjusted Wald confidence interval for a difference
-    of binomial proportions based on paired data", 2012; here with the variance between ships). `mean` is that of the queries.
+    Two more ships of one query are added, one won and one lost, so that few differences, or none, do not look like certainty
+    (Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data", 2012;
+    here with the design effect of ships). They differ by the size of the differences that matter: the root of the mean of their
+    squares, weighted by these squares; 1 for hits. `mean` is that of the queries.
 
     Args:
         first: (Q,) in 0..1; NaN for queries that do not count.
@@ -124,13 +142,16 @@ def paired_interval(first: ArrayLike, second: ArrayLike, identities: ArrayLike, 
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     differences, identities = _counted(differences, identities, level=level)
     changed = differences[differences != 0]
-    size = np.sqrt(np.square(changed).mean()) if len(changed) else 1.0
+    size = np.sqrt((changed**4).sum() / (changed**2).sum()) if len(changed) else 1.0
     _, ship = np.unique(identities, return_inverse=True)
     ships = int(ship.max()) + 1
-    padded = _Moments.of(np.append(differences, [size, -size]), np.append(ship, [ships, ships + 1]))
-    half = padded.critical_value(level) * np.sqrt(padded.variance)
+    padded = np.append(differences, [size, -size])
+    spread = _Spread.of(
+        padded, np.append(ship, [ships, ships + 1]), variance_is_known=bool(np.isin(differences, (-1, 0, 1)).all())
+    )
+    half = spread.critical_value(level) * np.sqrt(spread.variance * spread.design_effect / len(padded))
     mean = float(differences.mean())
-    low, high = max(-1.0, float(padded.mean - half)), min(1.0, float(padded.mean + half))
+    low, high = max(-1.0, float(padded.mean() - half)), min(1.0, float(padded.mean() + half))
     return Interval(mean, min(low, mean), max(high, mean), level, len(differences), ships)
 
 

@@ -59,18 +59,20 @@ def rerank_blocks(
     k2: int = 15,
     lambda_value: float = 0.3,
     memory_bytes: int = 1 << 30,
+    device: torch.device | str | None = None,
 ) -> Iterator[Tensor]:
     """Re-ranked distances in blocks of rows (B, G), float32 on the CPU, in the order of the queries.
 
     Memory beside the features: a few hundred numbers an image for its neighbourhood, and `memory_bytes`.
 
     Args:
-        query: (Q, D) features, normalised by the caller; distances are computed where they are.
+        query: (Q, D) features, normalised by the caller.
         gallery: (G, D) features.
         k1: size of the neighbourhoods; half of them have round(k1 / 2). In a set of fewer images all are neighbours.
         k2: number of neighbours, itself included, whose encodings are averaged; 1 averages nothing.
         lambda_value: share of the original distance in the result, 0..1.
         memory_bytes: about how much memory blocks of distances take.
+        device: where distances are computed; by default where `query` is.
 
     Raises:
         ValueError: a parameter out of its range.
@@ -78,7 +80,7 @@ def rerank_blocks(
     """
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
         raise ValueError(f"re-ranking needs k1 >= 1, k2 >= 1 and 0 <= lambda <= 1, not {k1}, {k2} and {lambda_value}")
-    images = torch.cat([query, gallery]).float()
+    images = torch.cat([query, gallery]).float().to(query.device if device is None else device)
     if not bool(torch.isfinite(images.sum())):
         raise DataError("a feature holds NaN or infinity; check the weights and the images that it was made from")
     block_rows = max(1, min(1024, memory_bytes // (16 * len(images))))
