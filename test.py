@@ -79,9 +79,8 @@ def test(cfg, device) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Read the call and test."""
     example = "python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT logs/hoss_transoss/best_model_mAP.pth"
-    args = config_parser("test.py", "Test a model on the protocols of a data set in HOSS layout.", example).parse_args(
-        arguments
-    )
+    parser = config_parser("test.py", "Test a model on the protocols of a data set in HOSS layout.", example)
+    args = parser.parse_intermixed_args(arguments)
     setup_logging()
     cfg = load_cfg(args.config_file, args.overrides)
     if not cfg.TEST.WEIGHT:

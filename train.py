@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
     """Read the call and train."""
     example = "python train.py --config_file configs/hoss_transoss.yml DATASETS.ROOT_DIR data SOLVER.SEED 1"
     parser = config_parser("train.py", "Train a re-identification model on a data set in HOSS layout.", example)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     setup_logging()
     cfg = load_cfg(args.config_file, args.overrides)
     device = build_device(cfg)

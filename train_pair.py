@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     """Read the call and pre-train."""
     example = "python train_pair.py --config_file configs/pretrain_transoss.yml DATASETS.ROOT_DIR data"
     description = "Pre-train the network contrastively on optical-SAR pairs; its output is what train.py starts from."
-    args = config_parser("train_pair.py", description, example).parse_args(arguments)
+    args = config_parser("train_pair.py", description, example).parse_intermixed_args(arguments)
     setup_logging()
     cfg = load_cfg(args.config_file, args.overrides)
     device = build_device(cfg)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import checkpoint
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, some
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def read_bridge(path: str | Path) -> dict[str, Tensor]:
     strangers = averages.keys() - weights.keys() if weights else set()
     if strangers:
         raise CheckpointError(
-            f"{path}: its averaged weights do not belong to its network ({_some(strangers)}); get the file again"
+            f"{path}: its averaged weights do not belong to its network ({some(sorted(strangers))}); get the file again"
         )
     merged = {**weights, **averages}
     if not merged:
@@ -93,7 +93,7 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, keys
         "unknown": tensors.keys() - own.keys(),
         "of another shape": {name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape},
     }
-    told = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
+    told = [f"{len(names)} {fault} ({some(sorted(names))})" for fault, names in faults.items() if names]
     if told:
         raise CheckpointError(f"{path} does not fit the model: {'; '.join(told)}; see {keys}")
     module.load_state_dict(dict(tensors))
@@ -108,7 +108,7 @@ def _load(path: str | Path) -> Any:
         names = []
     ignored = [(_Ignored, name) for name in names if name.startswith(HARMLESS_PACKAGES)]
     if ignored:
-        logger.info("%s: objects that are not needed were left out: %s", path, _some(name for _, name in ignored))
+        logger.info("%s: objects that are not needed were left out: %s", path, some(name for _, name in ignored))
     with torch.serialization.safe_globals(ignored):
         return checkpoint.load(path)
 
@@ -129,9 +129,3 @@ def _network_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if inner:
         return inner
     return dict(tensors) if any(name.startswith("input_blocks.") for name in tensors) else {}
-
-
-def _some(names, limit: int = 3) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

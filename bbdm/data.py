@@ -146,9 +146,8 @@ def build_rendering(cfg) -> SarRendering:
 def build_train_loader(cfg, pairs: Sequence[Pair], *, device_type: str, rank: int = 0, world_size: int = 1) -> ChipLoader:
     """Batches of SOLVER.IMS_PER_BATCH pairs over all ranks; choose the epoch by `loader.batch_sampler.set_epoch`."""
     dataset = PairDataset(pairs, cfg.BBDM.IMAGE_SIZE, build_rendering(cfg), crop=cfg.BBDM.CROP, flip=cfg.BBDM.FLIP)
-    sampler = ShuffledSampler(
-        len(pairs), batch_size=cfg.SOLVER.IMS_PER_BATCH, seed=cfg.SOLVER.SEED, rank=rank, world_size=world_size
-    )
+    sharing = {"batch_size": cfg.SOLVER.IMS_PER_BATCH, "seed": cfg.SOLVER.SEED, "rank": rank, "world_size": world_size}
+    sampler = ShuffledSampler(len(pairs), unit="pairs", **sharing)
     return ChipLoader(dataset, batch_sampler=KeyedBatches(sampler), **build_loading(cfg, device_type, collate_fn=collate))
 
 

@@ -222,7 +222,7 @@ def main(arguments: Sequence[str]) -> None:
         "does the same in the feature space of a re-identification network.",
         "python -m bbdm.evaluate --config_file configs/bbdm_qxs.yml BBDM.WEIGHT logs/bbdm_qxs/bridge_100.pth OUTPUT_DIR out",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     setup_logging()
     cfg = load_cfg(options.config_file, options.overrides)
     folder = make_output_dir(cfg.OUTPUT_DIR)

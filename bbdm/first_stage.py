@@ -46,7 +46,10 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend and add."""
         h = self.norm(x)
-        query, key, value = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        # Fused kernels want the last dimension dense.
+        query, key, value = (
+            layer(h).flatten(2).transpose(1, 2).contiguous().unsqueeze(1) for layer in (self.q, self.k, self.v)
+        )
         attended = F.scaled_dot_product_attention(query, key, value)  # (B, 1, HW, C)
         return x + self.proj_out(attended.squeeze(1).transpose(1, 2).reshape(x.shape))
 
@@ -173,8 +176,10 @@ class Codebook(nn.Module):
         pixels = latent.permute(0, 2, 3, 1)
         flat = pixels.reshape(-1, pixels.shape[-1]).float()
         vectors = self.embedding.weight.float()
-        # |z - e|^2 without |z|^2, which is the same for all codes
-        numbers = torch.addmm(vectors.square().sum(dim=1), flat, vectors.T, alpha=-2.0).argmin(dim=1).view(pixels.shape[:-1])
+        with torch.autocast(latent.device.type, enabled=False):  # codes lie closer together than half precision tells apart
+            # |z - e|^2 without |z|^2, which is the same for all codes
+            distances = torch.addmm(vectors.square().sum(dim=1), flat, vectors.T, alpha=-2.0)
+        numbers = distances.argmin(dim=1).view(pixels.shape[:-1])
         return self.embedding(numbers).permute(0, 3, 1, 2), numbers
 
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HISTOGRAM_BINS = 64
 SPECKLE_WINDOW = 7
 SSIM_SIGMA = 1.5
 

@@ -152,17 +152,11 @@ def build_sampler_settings(cfg) -> SamplerSettings:
     low = 3 if settings.name == "released" else 2
     if not low <= settings.steps <= cfg.BBDM.NUM_TIMESTEPS:
         raise UsageError(f"BBDM.SAMPLE_STEP is {settings.steps}; it is {low} to BBDM.NUM_TIMESTEPS {cfg.BBDM.NUM_TIMESTEPS}")
-    if not 0 <= settings.eta <= 1:
-        raise UsageError(f"BBDM.ETA is {settings.eta}; it is between 0 and 1")
-    if settings.order not in (1, 2, 3):
-        raise UsageError(f"BBDM.ORDER is {settings.order}; it is 1, 2 or 3")
     return settings
 
 
 def build_bridge(cfg) -> Bridge:
     """The equations of BBDM.SCHEDULE, NUM_TIMESTEPS, MAX_VARIANCE and OBJECTIVE."""
-    if cfg.BBDM.NUM_TIMESTEPS < 3 or cfg.BBDM.MAX_VARIANCE <= 0:
-        raise UsageError("BBDM.NUM_TIMESTEPS must be at least 3 and BBDM.MAX_VARIANCE above 0")
     schedule = make_schedule(cfg.BBDM.SCHEDULE, num_timesteps=cfg.BBDM.NUM_TIMESTEPS, max_variance=cfg.BBDM.MAX_VARIANCE)
     return Bridge(schedule, objective=cfg.BBDM.OBJECTIVE)
 

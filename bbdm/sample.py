@@ -20,7 +20,7 @@ from datasets.records import Modality
 from datasets.transforms import resize
 from datasets.validation import build_validation_data
 from utils import checkpoint, cli, distributed
-from utils.device import build_device, build_precision
+from utils.device import Precision, build_device, find_precision
 from utils.errors import CheckpointError, DataError, UsageError
 from utils.log import make_output_dir, progress, setup_logging
 
@@ -116,11 +116,11 @@ def _noise(seeds: torch.Tensor, shape: Sequence[int]) -> Callable[[int], torch.T
     return lambda step: seeded_normal(seeds, step, shape)
 
 
-def build_run(cfg, settings: SamplerSettings) -> Run:
+def build_run(cfg, settings: SamplerSettings, precision: Precision) -> Run:
     """What decides the pixels of the samples; of the checkpoints, their SHA-256."""
-    if cfg.BBDM.SAMPLE_NUM < 1:
-        raise UsageError(f"BBDM.SAMPLE_NUM is {cfg.BBDM.SAMPLE_NUM}; it is at least 1")
     model = {key: cfg.BBDM[key] for key in MODEL_KEYS}
+    if precision.dtype is not None:
+        model["PRECISION"] = str(precision.dtype).removeprefix("torch.")
     if cfg.BBDM.SPACE == "latent" and cfg.BBDM.FIRST_STAGE:
         model["FIRST_STAGE_SHA256"] = checkpoint.sha256(cfg.BBDM.FIRST_STAGE)
     return Run(
@@ -157,14 +157,14 @@ def build_and_sample(cfg, device: torch.device) -> None:
         raise UsageError(f"BBDM.SPLITS names {', '.join(unknown)}; splits are {', '.join(SPLITS)}")
     if not cfg.BBDM.WEIGHT:
         raise UsageError("BBDM.WEIGHT is empty; name the checkpoint of a bridge, such as logs/bbdm_hoss/bridge_250.pth")
-    if cfg.BBDM.SAMPLE_BATCH < 1:
-        raise UsageError(f"BBDM.SAMPLE_BATCH is {cfg.BBDM.SAMPLE_BATCH}; it is at least 1")
     settings = build_sampler_settings(cfg)
     sources = build_sources(cfg)
-    model = build_model(cfg, device, build_precision(cfg, device), weights=cfg.BBDM.WEIGHT)
+    # As the ReID test, sampling is in float32 unless the call asks for less: the first steps divide by small numbers.
+    precision = find_precision("off" if cfg.SOLVER.AMP == "auto" else cfg.SOLVER.AMP, device)
+    model = build_model(cfg, device, precision, weights=cfg.BBDM.WEIGHT)
     model.network.eval().requires_grad_(False)
     folder = make_output_dir(cfg.OUTPUT_DIR)
-    store, jobs = open_shared_store(folder, build_run(cfg, settings), sources, cfg.dump())
+    store, jobs = open_shared_store(folder, build_run(cfg, settings, precision), sources, cfg.dump())
     total = len(sources) * cfg.BBDM.SAMPLE_NUM
     logger.info("%d optical chips, %d samples, %d of them already in %s", len(sources), total, total - len(jobs), folder)
     own = jobs[distributed.rank() :: distributed.world_size()]
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str]) -> None:
         "Make K pseudo-SAR pictures of every optical test chip. A run that stopped goes on with what is missing.",
         "python -m bbdm.sample --config_file configs/bbdm_hoss.yml BBDM.WEIGHT logs/bbdm_hoss/bridge_250.pth OUTPUT_DIR out",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     setup_logging()
     cfg = load_cfg(options.config_file, options.overrides)
     device = build_device(cfg)

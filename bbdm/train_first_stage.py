@@ -153,7 +153,7 @@ def main(arguments: Sequence[str]) -> None:
         "Train the latent model's first stage on the optical and SAR pictures of the pairs.",
         "python -m bbdm.train_first_stage --config_file configs/bbdm_qxs.yml BBDM.FIRST_STAGE_WIDTH 64 OUTPUT_DIR out",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     setup_logging()
     cfg = load_cfg(options.config_file, options.overrides)
     build_and_train(cfg, build_device(cfg))

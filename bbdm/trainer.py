@@ -17,6 +17,7 @@ from bbdm.data import PairBatch
 from bbdm.model import BridgeModel
 from datasets.pairs import Pair
 from utils import distributed
+from utils.checkpoint import restore_optimizer, restore_scaler
 from utils.ema import ExponentialMovingAverage
 from utils.errors import CheckpointError, TrainingError
 from utils.seed import seed_everything
@@ -124,9 +125,15 @@ class Trainer:
         return sum(losses) / len(losses)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs beside the configuration. Random numbers are seeded anew for each epoch."""
+        """Everything that resuming needs beside the configuration; call it on every process.
+
+        Random numbers are seeded anew for each epoch, but gradients may wait at its end for the rest of their step.
+        """
+        network = distributed.unwrap(self.model.network)
+        waiting = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
         return {
-            "model": distributed.unwrap(self.model.network).state_dict(),
+            "model": network.state_dict(),
+            "gradients": {name: distributed.mean(gradient) for name, gradient in waiting.items()},
             "ema": self.average.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -141,11 +148,14 @@ class Trainer:
         try:
             fit(distributed.unwrap(self.model.network), state["model"], path, "BBDM.*")
             fit(self.average.network, state["ema"], path, "BBDM.*")
-            self.optimizer.load_state_dict(state["optimizer"])
+            for name, gradient in state.get("gradients", {}).items():
+                parameter = distributed.unwrap(self.model.network).get_parameter(name)
+                parameter.grad = gradient.to(parameter.device)
+            restore_optimizer(self.optimizer, state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-            self.scaler.load_state_dict(state["scaler"])
+            restore_scaler(self.scaler, state["scaler"])
             self.epoch, self.batches, self.best = int(state["epoch"]), int(state["batches"]), float(state["best"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path} is no training state of a bridge ({error!r}); give a last.pth of this run"
             ) from error

@@ -79,7 +79,8 @@ class AttentionBlock(nn.Module):
         batch, channels, height, width = x.shape
         flat = x.reshape(batch, channels, height * width)
         qkv = self.qkv(self.norm(flat)).view(batch, self.heads, 3, channels // self.heads, height * width)
-        query, key, value = qkv.transpose(-1, -2).unbind(dim=2)  # each (B, heads, HW, C / heads)
+        # Fused kernels want the last dimension dense; without them the scores of all pairs of pixels are held.
+        query, key, value = qkv.transpose(-1, -2).contiguous().unbind(dim=2)  # each (B, heads, HW, C / heads)
         attended = F.scaled_dot_product_attention(query, key, value)
         return (flat + self.proj_out(attended.transpose(-1, -2).reshape_as(flat))).view_as(x)
 

@@ -4,6 +4,8 @@ Keys of the released programs keep their name, place and default; the one defaul
 of 'cuda'). `docs/faithful.md` tells what else differs from them.
 """
 
+import math
+
 from yacs.config import CfgNode
 
 FLAGS = {
@@ -36,6 +38,74 @@ CHOICES = {
     "TEST.NECK_FEAT": ("before", "after"),
 }
 """Keys that take one of a few words."""
+
+RANGES = {
+    "DATALOADER.NUM_INSTANCE": (1, math.inf),
+    "DATALOADER.NUM_WORKERS": (0, math.inf),
+    "DATASETS.VAL_FRACTION": (0, 0.9),
+    "INPUT.PADDING": (0, math.inf),
+    "INPUT.PROB": (0, 1),
+    "INPUT.RE_PROB": (0, 1),
+    "INPUT.SAR_HIGH_PERCENT": (0, 100),
+    "INPUT.SAR_LOW_PERCENT": (0, 100),
+    "MODEL.ATT_DROP_RATE": (0, 1),
+    "MODEL.DROP_OUT": (0, 1),
+    "MODEL.DROP_PATH": (0, 1),
+    "MODEL.ID_LOSS_WEIGHT": (0, math.inf),
+    "MODEL.LAST_STRIDE": (1, 2),
+    "MODEL.MODALITY_LOSS_WEIGHT": (0, math.inf),
+    "MODEL.TRIPLET_LOSS_WEIGHT": (0, math.inf),
+    "SOLVER.BASE_LR": (0, math.inf),
+    "SOLVER.BIAS_LR_FACTOR": (0, math.inf),
+    "SOLVER.CENTER_LOSS_WEIGHT": (0, math.inf),
+    "SOLVER.CENTER_LR": (0, math.inf),
+    "SOLVER.CHECKPOINT_PERIOD": (1, math.inf),
+    "SOLVER.EVAL_PERIOD": (1, math.inf),
+    "SOLVER.GAMMA": (0, math.inf),
+    "SOLVER.IMS_PER_BATCH": (1, math.inf),
+    "SOLVER.IMS_PER_PASS": (0, math.inf),
+    "SOLVER.LOG_PERIOD": (1, math.inf),
+    "SOLVER.MAX_EPOCHS": (1, math.inf),
+    "SOLVER.MOMENTUM": (0, 1),
+    "SOLVER.SEED": (0, 2**63 - 1),
+    "SOLVER.WARMUP_EPOCHS": (0, math.inf),
+    "SOLVER.WARMUP_FACTOR": (0, math.inf),
+    "SOLVER.WEIGHT_DECAY": (0, math.inf),
+    "SOLVER.WEIGHT_DECAY_BIAS": (0, math.inf),
+    "TEST.FUSION_TAU": (0, 1),
+    "TEST.IMS_PER_BATCH": (1, math.inf),
+    "TEST.QUERY_EXPANSION": (0, math.inf),
+    "TEST.QUERY_EXPANSION_ALPHA": (0, math.inf),
+    "TEST.RANKING_MEMORY": (0.001, math.inf),
+    "TEST.RE_RANKING_K1": (1, math.inf),
+    "TEST.RE_RANKING_K2": (1, math.inf),
+    "TEST.RE_RANKING_LAMBDA": (0, 1),
+    "BBDM.ACCUMULATION": (1, math.inf),
+    "BBDM.BLOCKS": (1, math.inf),
+    "BBDM.CLIP_GRADIENT": (0, math.inf),
+    "BBDM.DROPOUT": (0, 0.99),
+    "BBDM.EMA_DECAY": (0, 1),
+    "BBDM.EMA_PERIOD": (1, math.inf),
+    "BBDM.EMA_START": (0, math.inf),
+    "BBDM.ETA": (0, 1),
+    "BBDM.FIRST_STAGE_BLOCKS": (1, math.inf),
+    "BBDM.FIRST_STAGE_CODES": (1, math.inf),
+    "BBDM.FIRST_STAGE_CODE_WIDTH": (1, math.inf),
+    "BBDM.GRID_PERIOD": (0, math.inf),
+    "BBDM.HEAD_WIDTH": (1, math.inf),
+    "BBDM.HOLD_OUT_EVERY": (0, math.inf),
+    "BBDM.MAX_VARIANCE": (1e-6, math.inf),
+    "BBDM.NUM_TIMESTEPS": (3, math.inf),
+    "BBDM.ORDER": (1, 3),
+    "BBDM.PLATEAU_COOLDOWN": (0, math.inf),
+    "BBDM.PLATEAU_FACTOR": (0.01, 0.99),
+    "BBDM.PLATEAU_MIN_LR": (0, math.inf),
+    "BBDM.PLATEAU_PATIENCE": (0, math.inf),
+    "BBDM.PLATEAU_THRESHOLD": (0, math.inf),
+    "BBDM.SAMPLE_BATCH": (1, math.inf),
+    "BBDM.SAMPLE_NUM": (1, math.inf),
+}
+"""Keys of a single number: the lowest and the highest value."""
 
 UNUSED = {
     "DATASETS.NAMES": "what is read is the folder HOSS of DATASETS.ROOT_DIR",
@@ -156,6 +226,7 @@ def _solver() -> CfgNode:
     node.EVAL_PERIOD = 10  # epochs
     node.LOG_PERIOD = 100  # steps
     node.SEED = 1234
+    node.DETERMINISTIC = False  # True: the same bits on the same GPU each time, where torch can; slower
     node.AMP = "auto"  # 'off', 'fp16', 'bf16'; 'auto' is bf16 or fp16 on CUDA and off on a CPU
     node.RESUME = ""  # a last.pth to go on from
     return node

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from configs.defaults import CHOICES, FLAGS, UNUSED, default_cfg
+from configs.defaults import CHOICES, FLAGS, RANGES, UNUSED, default_cfg
 
 logger = logging.getLogger(__name__)
 
@@ -207,52 +207,10 @@ def _check_lists(cfg: CfgNode) -> None:
 
 def _check_ranges(cfg: CfgNode) -> None:
     """Bounds of single numbers, both ends included."""
-    infinity = float("inf")
-    bounds = {
-        "DATALOADER.NUM_INSTANCE": (1, infinity),
-        "DATALOADER.NUM_WORKERS": (0, infinity),
-        "DATASETS.VAL_FRACTION": (0, 0.9),
-        "INPUT.PADDING": (0, infinity),
-        "INPUT.PROB": (0, 1),
-        "INPUT.RE_PROB": (0, 1),
-        "INPUT.SAR_HIGH_PERCENT": (0, 100),
-        "INPUT.SAR_LOW_PERCENT": (0, 100),
-        "MODEL.ATT_DROP_RATE": (0, 1),
-        "MODEL.DROP_OUT": (0, 1),
-        "MODEL.DROP_PATH": (0, 1),
-        "MODEL.ID_LOSS_WEIGHT": (0, infinity),
-        "MODEL.LAST_STRIDE": (1, 2),
-        "MODEL.MODALITY_LOSS_WEIGHT": (0, infinity),
-        "MODEL.TRIPLET_LOSS_WEIGHT": (0, infinity),
-        "SOLVER.BASE_LR": (0, infinity),
-        "SOLVER.BIAS_LR_FACTOR": (0, infinity),
-        "SOLVER.CENTER_LOSS_WEIGHT": (0, infinity),
-        "SOLVER.CENTER_LR": (0, infinity),
-        "SOLVER.CHECKPOINT_PERIOD": (1, infinity),
-        "SOLVER.EVAL_PERIOD": (1, infinity),
-        "SOLVER.GAMMA": (0, infinity),
-        "SOLVER.IMS_PER_BATCH": (1, infinity),
-        "SOLVER.LOG_PERIOD": (1, infinity),
-        "SOLVER.MAX_EPOCHS": (1, infinity),
-        "SOLVER.SEED": (0, 2**63 - 1),
-        "SOLVER.MOMENTUM": (0, 1),
-        "SOLVER.WARMUP_EPOCHS": (0, infinity),
-        "SOLVER.WARMUP_FACTOR": (0, infinity),
-        "SOLVER.WEIGHT_DECAY": (0, infinity),
-        "SOLVER.WEIGHT_DECAY_BIAS": (0, infinity),
-        "TEST.FUSION_TAU": (0, 1),
-        "TEST.IMS_PER_BATCH": (1, infinity),
-        "TEST.QUERY_EXPANSION": (0, infinity),
-        "TEST.QUERY_EXPANSION_ALPHA": (0, infinity),
-        "TEST.RANKING_MEMORY": (0.001, infinity),
-        "TEST.RE_RANKING_K1": (1, infinity),
-        "TEST.RE_RANKING_K2": (1, infinity),
-        "TEST.RE_RANKING_LAMBDA": (0, 1),
-    }
-    for key, (low, high) in bounds.items():
+    for key, (low, high) in RANGES.items():
         value = get_value(cfg, key)
         if not low <= value <= high:  # also false for NaN
-            limit = f"between {low} and {high}" if high < infinity else f"at least {low}"
+            limit = f"between {low} and {high}" if high < math.inf else f"at least {low}"
             raise ConfigError(f"{key} is {value}; it must be {limit}")
     if cfg.INPUT.SAR_LOW_PERCENT >= cfg.INPUT.SAR_HIGH_PERCENT:
         raise ConfigError("INPUT.SAR_LOW_PERCENT must be below INPUT.SAR_HIGH_PERCENT")
@@ -271,12 +229,13 @@ def _report(cfg: CfgNode, named: set[str], config_file: str | Path | None) -> No
     if idle:
         reasons = "; ".join(f"{key} ({UNUSED[key]})" for key in idle)
         logger.warning("keys that are read and have no effect: %s", reasons)
-    trains_reid = any(key.startswith("MODEL.") for key in named) and not cfg.MODEL.PAIR
-    if config_file and trains_reid and not named & {"MODEL.MODALITY_LOSS_WEIGHT", "INPUT.SAR_DENOISE"}:
+    names_model = any(key.startswith("MODEL.") for key in named)
+    if config_file and names_model and not named & {"MODEL.MODALITY_LOSS_WEIGHT", "INPUT.SAR_DENOISE"}:
+        loss = "" if cfg.MODEL.PAIR else f"the alignment loss (weight {cfg.MODEL.MODALITY_LOSS_WEIGHT:g}) and "
         logger.info(
-            "%s names neither MODEL.MODALITY_LOSS_WEIGHT nor INPUT.SAR_DENOISE: it runs as MOS, with the alignment loss "
-            "(weight %g) and %s denoising; TransOSS's own settings are 0 and 'max'",
+            "%s names neither MODEL.MODALITY_LOSS_WEIGHT nor INPUT.SAR_DENOISE: it runs as MOS, with %s%s denoising; "
+            "TransOSS's own settings are 0 and 'max'",
             config_file,
-            cfg.MODEL.MODALITY_LOSS_WEIGHT,
+            loss,
             cfg.INPUT.SAR_DENOISE,
         )

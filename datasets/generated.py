@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from datasets.chips import IMAGE_SUFFIXES, read_shape
-from utils.errors import DataError
+from utils.errors import DataError, some
 from utils.files import replacing, write_json
 
 logger = logging.getLogger(__name__)
@@ -141,11 +141,11 @@ def open_store(folder: Path, run: Run, sources: Sequence[Source], *, config: dic
         _refuse_other_run(folder, manifest_run, run)
         known = {source.name: source for source in manifest_sources}
     elif folder.is_dir() and (strangers := _pictures(folder)):
-        names = _some(path.name for path in strangers)
+        names = some(path.name for path in strangers)
         raise DataError(f"{folder} holds pictures but no {MANIFEST}: {names}; name a new folder with OUTPUT_DIR")
     moved = [source.name for source in sources if known.get(source.name, source) != source]
     if moved:
-        raise DataError(f"{folder} holds samples of other chips of the same name: {_some(moved)}; name a new OUTPUT_DIR")
+        raise DataError(f"{folder} holds samples of other chips of the same name: {some(moved)}; name a new OUTPUT_DIR")
     known |= {source.name: source for source in sources}
     _refuse_shared_names(known.values(), folder)
     entries = [
@@ -189,7 +189,7 @@ def _read_store(folder: Path, split: str, sources: Sequence[Path], elsewhere: Co
     run, entries, _ = _read_manifest(folder)
     in_split = {entry.name: entry for entry in entries if entry.split == split}
     other_names = {entry.name for entry in entries if entry.split != split}
-    names = [path.name for path in sources]
+    names = dict.fromkeys(path.name for path in sources)
     _refuse(folder, f"has no samples of chips of the split '{split}'", [name for name in names if name not in in_split])
     strangers = [name for name in in_split if name not in names]
     if elsewhere is not None:
@@ -292,7 +292,7 @@ def _check_samples(folder: Path, samples: Sequence[tuple[Path, Run | None, tuple
             faults.setdefault(fault, []).append(path.name)
     if faults:
         raise DataError(
-            f"{folder}: " + "; ".join(f"{fault}: {_some(names)}" for fault, names in faults.items()) + "; make them again"
+            f"{folder}: " + "; ".join(f"{fault}: {some(names)}" for fault, names in faults.items()) + "; make them again"
         )
 
 
@@ -334,10 +334,4 @@ def _repeated(names: Iterable[str]) -> list[str]:
 
 def _refuse(folder: Path, sentence: str, names: Sequence[str]) -> None:
     if names:
-        raise DataError(f"{folder} {sentence}: {_some(names)}")
-
-
-def _some(names: Iterable[str], limit: int = 10) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+        raise DataError(f"{folder} {sentence}: {some(names)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datasets.chips import IMAGE_SUFFIXES
 from datasets.records import DISTRACTOR, Modality, Protocol, Record
-from utils.errors import DataError
+from utils.errors import DataError, some
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _image_paths(folder: Path) -> list[Path]:
     if not paths:
         raise DataError(f"{folder} holds no chip ({', '.join(IMAGE_SUFFIXES)}); put the chips of this split there")
     if others:
-        logger.warning("%s: passed over what has no suffix of an image: %s", folder, _some(others))
+        logger.warning("%s: passed over what has no suffix of an image: %s", folder, some(others))
     return paths
 
 
@@ -137,11 +137,14 @@ def _read_test(hoss: Path) -> tuple[tuple[Record, ...], dict[str, Protocol]]:
     num_query = len(query)
     protocols = {"ALL": Protocol("ALL", tuple(range(num_query)), tuple(range(num_query, len(images))))}
     main_split = tuple(enumerate(images))
+    places: dict[str, list[int]] = {}
+    for index, image in main_split:
+        places.setdefault(image.path.name, []).append(index)
     for name, (query_modality, gallery_modality) in CROSS_PROTOCOLS.items():
         folder = hoss / "subset" / name
         if folder.is_dir():
             sides = tuple(
-                tuple(_place(record, images) for record in read_split(folder / side, f"{name}/{split}"))
+                tuple(_place(record, images, places) for record in read_split(folder / side, f"{name}/{split}"))
                 for side, split in (("query", "query"), ("bounding_box_test", "gallery"))
             )
         else:
@@ -156,15 +159,22 @@ def _read_test(hoss: Path) -> tuple[tuple[Record, ...], dict[str, Protocol]]:
     return tuple(images), protocols
 
 
-def _place(record: Record, images: list[Record]) -> int:
-    """Index of the image that `record` is a copy of (same name, same bytes), after appending it where there is none."""
+def _place(record: Record, images: list[Record], places: dict[str, list[int]]) -> int:
+    """Index of the image that `record` is a copy of (same name, same bytes), after appending it where there is none.
+
+    Args:
+        record: an image of a subset.
+        images: all so far.
+        places: file name -> indices of the images of that name.
+    """
     role = record.split.rpartition("/")[2]
-    same_name = [i for i, image in enumerate(images) if image.path.name == record.path.name]
+    same_name = places.setdefault(record.path.name, [])
     # The copy of a query is looked for among the queries first, and likewise in the gallery.
     for index in sorted(same_name, key=lambda i: images[i].split != role):
         if filecmp.cmp(images[index].path, record.path, shallow=False):
             return index
     images.append(record)
+    same_name.append(len(images) - 1)
     return len(images) - 1
 
 
@@ -172,10 +182,4 @@ def _refuse(names: Iterable[str], sentence: str) -> None:
     """Raise a DataError of `sentence` and the names, if there are any."""
     names = list(names)
     if names:
-        raise DataError(f"{sentence}: {_some(names)}")
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+        raise DataError(f"{sentence}: {some(names)}")

@@ -48,19 +48,23 @@ class KeyedBatches:
     def __init__(self, sampler: BatchSampler):
         self.sampler = sampler
 
-    def set_epoch(self, epoch: int, *, done: int = 0) -> None:
-        """Choose the epoch, and how many of its batches are done; see `BatchSampler.set_epoch`."""
-        self.sampler.set_epoch(epoch, done=done)
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
+        self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yield the draws of each batch."""
         sampler = self.sampler
-        for number, indices in enumerate(sampler, start=sampler.done):
-            first = number * sampler.batch_size + sampler.rank * len(indices)
-            yield [Draw(index, (sampler.seed, sampler.epoch, first + i)) for i, index in enumerate(indices)]
+        columns = sampler.columns().tolist()
+        for number, indices in enumerate(sampler):
+            first = number * sampler.batch_size
+            yield [
+                Draw(index, (sampler.seed, sampler.epoch, first + column))
+                for index, column in zip(indices, columns, strict=True)
+            ]
 
     def __len__(self) -> int:
-        """Batches that are still to be done in this epoch."""
+        """Batches of this epoch."""
         return len(self.sampler)
 
 

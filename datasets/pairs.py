@@ -15,7 +15,7 @@ from PIL import Image
 from datasets.chips import FORMATS, IMAGE_SUFFIXES, SAR_MODES, read_chip, read_optical, read_shape
 from datasets.records import Modality, Record
 from datasets.sar import SarRendering
-from utils.errors import DataError
+from utils.errors import DataError, some
 from utils.log import progress
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def pair_ship_views(records: Iterable[Record], *, hold_out_every: int = 0) -> Pa
         raise DataError("no training ship has both an optical and a SAR chip, so there is no pair to train on")
     single = [str(pid) for pid, views in sorted(ships.items()) if not all(views.values())]
     if single:
-        logger.info("%d of %d ships were seen by one sensor only and make no pair: %s", len(single), len(ships), _some(single))
+        logger.info("%d of %d ships were seen by one sensor only and make no pair: %s", len(single), len(ships), some(single))
     return split_by_place(pairs, hold_out_every)
 
 
@@ -124,10 +124,10 @@ def read_optisar_pairs(root_dir: str | Path) -> tuple[Pair, ...]:
             sides = found.setdefault((path.parent.name, fields[1]), {"RGB": [], "SAR": []})
             sides[fields[-1].upper()].append(path)
     if odd:
-        raise DataError(f"{root} holds pictures not named *_<id>_*_RGB or *_<id>_*_SAR: {_some(odd)}; rename or remove them")
+        raise DataError(f"{root} holds pictures not named *_<id>_*_RGB or *_<id>_*_SAR: {some(odd)}; rename or remove them")
     uneven = ["/".join(key) for key, sides in found.items() if any(len(side) != 1 for side in sides.values())]
     if uneven:
-        raise DataError(f"{root}: not one optical and one SAR picture for {_some(uneven)} (folder/id); add or remove pictures")
+        raise DataError(f"{root}: not one optical and one SAR picture for {some(uneven)} (folder/id); add or remove pictures")
     if not found:
         raise DataError(f"{root} holds no pair; put pictures into folders of it")
     return tuple(Pair(sides["RGB"][0], sides["SAR"][0], number) for (_, number), sides in sorted(found.items()))
@@ -149,7 +149,7 @@ def _read_folder(folder: Path) -> tuple[Pair, ...]:
     for here, there, name in ((optical, sar, "SAR"), (sar, optical, "optical")):
         alone = sorted(here.keys() - there.keys())
         if alone:
-            raise DataError(f"{folder}: no {name} picture of the same name for {_some(alone)}; add or remove the other one")
+            raise DataError(f"{folder}: no {name} picture of the same name for {some(alone)}; add or remove the other one")
     if not optical:
         raise DataError(f"{folder} holds no pair; put pictures ({', '.join(IMAGE_SUFFIXES)}) into its two folders")
     pairs = tuple(Pair(optical[stem], sar[stem], stem.partition("_")[0]) for stem in sorted(optical))
@@ -161,7 +161,7 @@ def _read_folder(folder: Path) -> tuple[Pair, ...]:
             bar.update()
     if differing:
         raise DataError(
-            f"{folder}: optical and SAR pictures of different size for {_some(differing)}; registered pairs are equal"
+            f"{folder}: optical and SAR pictures of different size for {some(differing)}; registered pairs are equal"
         )
     return pairs
 
@@ -175,7 +175,7 @@ def _modality_folder(folder: Path, modality: Modality) -> Path:
     found = sorted(path for path in folder.iterdir() if path.is_dir() and fits(path.name.lower()))
     if len(found) != 1:
         names = " or ".join(start.upper() if len(start) == 1 else f"{start}..." for start in starts)
-        what = f"{len(found)} folders ({_some(path.name for path in found)})" if found else "no folder"
+        what = f"{len(found)} folders ({some(path.name for path in found)})" if found else "no folder"
         raise DataError(f"{folder} holds {what} of {modality.name} pictures; it takes one, named {names}")
     return found[0]
 
@@ -186,12 +186,6 @@ def _pictures(folder: Path) -> dict[str, Path]:
     if len(pictures) < len(paths):
         raise DataError(f"{folder} holds pictures of the same name but for the suffix; keep one of each")
     return pictures
-
-
-def _some(names: Iterable[str], limit: int = 5) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def read_picture(pair: Pair, modality: Modality, render_sar: SarRendering) -> Picture:

@@ -36,29 +36,29 @@ class BatchSampler(ABC):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self.done = 0
 
-    def set_epoch(self, epoch: int, *, done: int = 0) -> None:
-        """Choose the epoch, and how many of its batches a run that is resumed has done already."""
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
         self.epoch = epoch
-        self.done = done
 
     @abstractmethod
     def plan(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """Draw the batches of an epoch, over all ranks: (batches, batch_size) image indices."""
 
+    def columns(self) -> NDArray[np.int64]:
+        """(batch_size / world_size,) columns of the plan that are this rank's, in the order in which they make its batches."""
+        return np.arange(self.batch_size).reshape(self.world_size, -1)[self.rank]
+
     def batches(self) -> NDArray[np.int64]:
-        """Batches of this rank that are still to be done: (batches, batch_size / world_size) image indices."""
-        share = self.batch_size // self.world_size
-        plan = self.plan(np.random.default_rng([self.seed, self.epoch]))
-        return plan[self.done :, self.rank * share : (self.rank + 1) * share]
+        """Batches of this rank: (batches, batch_size / world_size) image indices."""
+        return self.plan(np.random.default_rng([self.seed, self.epoch]))[:, self.columns()]
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the image indices of each batch."""
         yield from self.batches().tolist()
 
     def __len__(self) -> int:
-        """Batches that are still to be done in this epoch."""
+        """Batches of this epoch."""
         return len(self.batches())
 
 
@@ -70,17 +70,18 @@ class ShuffledSampler(BatchSampler):
 
     Args:
         count: number of images.
+        unit: what they are called in an error.
         **sharing: as `BatchSampler`.
 
     Raises:
         DataError: fewer images than a batch.
     """
 
-    def __init__(self, count: int, **sharing: int):
+    def __init__(self, count: int, *, unit: str = "images", **sharing: int):
         super().__init__(**sharing)
         if count < self.batch_size:
             raise DataError(
-                f"the training split has {count} images, fewer than a batch of {self.batch_size}; lower SOLVER.IMS_PER_BATCH"
+                f"there are {count} {unit} to train on, fewer than a batch of {self.batch_size}; lower SOLVER.IMS_PER_BATCH"
             )
         self.count = count
 
@@ -119,10 +120,10 @@ class PairSampler(ShuffledSampler):
         pairs = generator.permutation(self.pairs)[: batches * size].reshape(batches, size)
         return np.stack([2 * pairs, 2 * pairs + 1], axis=2).reshape(batches, self.batch_size)
 
-    def batches(self) -> NDArray[np.int64]:
-        """Batches of this rank that are still to be done, optical images first."""
-        own = super().batches()
-        return np.concatenate([own[:, 0::2], own[:, 1::2]], axis=1)
+    def columns(self) -> NDArray[np.int64]:
+        """This rank's columns of the plan, optical images first."""
+        own = super().columns()
+        return np.concatenate([own[0::2], own[1::2]])
 
 
 class IdentitySampler(BatchSampler):

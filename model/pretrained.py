@@ -16,7 +16,7 @@ from model.build import SIZES
 from model.resnet import ResNet50, sort_resnet
 from model.sources import Source, position_prefix, read_weights, sort_tensors
 from utils.checkpoint import load_state_dict
-from utils.errors import CheckpointError, UsageError
+from utils.errors import CheckpointError, UsageError, some
 from utils.log import table
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class LoadReport:
             groups.setdefault((entry.state, entry.why), []).append(entry)
         rows = [
             (
-                f"{state}: {shorten([entry.name for entry in entries])}{f' ({why})' if why else ''}",
+                f"{state}: {some([entry.name for entry in entries])}{f' ({why})' if why else ''}",
                 len(entries),
                 _total(entries),
             )
@@ -73,11 +73,6 @@ class LoadReport:
 
 def _total(entries: list[Entry]) -> int:
     return sum(entry.size for entry in entries)
-
-
-def shorten(names: list[str]) -> str:
-    """The first names of a list and how many more there are."""
-    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], old_grid: tuple[int, int] | None = None) -> Tensor:
@@ -306,7 +301,7 @@ def load_pretrained(path: str | Path, model: nn.Module, *, choice: str, partial:
         if share < LEAST_SHARE and not partial:
             missing = [name for name in report.names("missing") if name in model.base.state_dict()]
             raise CheckpointError(
-                f"holds {share:.0%} of the backbone's parameters, less than {LEAST_SHARE:.0%} (it lacks {shorten(missing)}); "
+                f"holds {share:.0%} of the backbone's parameters, less than {LEAST_SHARE:.0%} (it lacks {some(missing)}); "
                 "take weights of this architecture, or set MODEL.PRETRAIN_PARTIAL True if that is meant"
             )
     except CheckpointError as error:
@@ -340,7 +335,7 @@ def load_weights(path: str | Path, model: nn.Module) -> LoadReport:
     needed = [name for name in (*report.names("missing"), *report.names("copied")) if name != "logit_scale"]
     if needed:
         raise CheckpointError(
-            f"{path} lacks {shorten(needed)}: it is for another architecture or no trained re-identification model; "
+            f"{path} lacks {some(needed)}: it is for another architecture or no trained re-identification model; "
             "see MODEL.TRANSFORMER_TYPE, MODEL.MIE and MODEL.SSE"
         )
     logger.info("%s\n%s", path, report.table())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from processor.evaluate import Outcome
-from utils.errors import DataError
+from utils.errors import DataError, some
 from utils.intervals import Interval, paired_interval
 
 METRICS: Mapping[str, Callable[[Outcome], float]] = {
@@ -124,7 +124,7 @@ def compare_outcomes(first: Sequence[Outcome], second: Sequence[Outcome], metric
 def _refuse_other_queries(first: Sequence[Outcome], second: Sequence[Outcome]) -> None:
     ours, theirs = ({(outcome.query, outcome.ship) for outcome in outcomes} for outcomes in (first, second))
     told = [
-        f"only the {which} has {_some(names)}"
+        f"only the {which} has {some(sorted(name for name, _ in names))}"
         for which, names in (("first", ours - theirs), ("second", theirs - ours))
         if names
     ]
@@ -132,8 +132,3 @@ def _refuse_other_queries(first: Sequence[Outcome], second: Sequence[Outcome]) -
         raise DataError(f"the two results are not of the same queries: {'; '.join(told)}; compare tests of the same data set")
     if len(ours) != len(first) or len(theirs) != len(second):
         raise DataError("a query comes twice in a result, so that the two cannot be paired; test again")
-
-
-def _some(queries: set[tuple[str, int]], limit: int = 5) -> str:
-    names = sorted(name for name, _ in queries)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

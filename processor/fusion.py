@@ -61,11 +61,13 @@ class SampleSet:
         sources: (S,) indices of images.
         paths: (S,) of K paths each, in order of k.
         per_image: K.
+        steps: network calls of a sample; None where no manifest tells.
     """
 
     sources: tuple[int, ...]
     paths: tuple[tuple[Path, ...], ...]
     per_image: int
+    steps: int | None = None
 
 
 def find_samples(images: Sequence[Record], *, query_dir: str, gallery_dir: str) -> SampleSet | None:
@@ -87,6 +89,7 @@ def find_samples(images: Sequence[Record], *, query_dir: str, gallery_dir: str) 
     optical = {index: record for index, record in enumerate(images) if record.modality is Modality.OPTICAL}
     found: dict[int, tuple[Path, ...]] = {}
     counts: dict[str, int] = {}
+    steps: int | None = None
     for split in dict.fromkeys(record.split for record in optical.values()):
         folder = query_dir if split.endswith("query") else gallery_dir
         if not folder:
@@ -96,10 +99,11 @@ def find_samples(images: Sequence[Record], *, query_dir: str, gallery_dir: str) 
         samples = read_samples(folder, split=split, sources=list(members.values()), elsewhere=others)
         found |= {index: samples.paths[path.name] for index, path in members.items()}
         counts[folder] = samples.per_image
+        steps = samples.run.steps if samples.run else steps
     if len(set(counts.values())) > 1:
         told = " and ".join(f"{count} samples of an image in {folder}" for folder, count in counts.items())
         raise DataError(f"there are {told}; both sides need the same number")
     if not found:
         raise DataError(f"no optical image is on the side of {query_dir or gallery_dir}; nothing can be fused")
     sources = tuple(sorted(found))
-    return SampleSet(sources, tuple(found[index] for index in sources), next(iter(counts.values())))
+    return SampleSet(sources, tuple(found[index] for index in sources), next(iter(counts.values())), steps)

@@ -16,7 +16,7 @@ from datasets.records import Batch
 from processor.evaluate import Evaluation, Score, results_table
 from processor.selection import Split, build_split, write_selection
 from utils import distributed
-from utils.checkpoint import save
+from utils.checkpoint import restore_optimizer, restore_scaler, save
 from utils.device import Precision
 from utils.errors import CheckpointError, TrainingError
 from utils.log import MetricsWriter, progress
@@ -95,8 +95,8 @@ class Trainer:
             distributed.unwrap(self.model).load_state_dict(state["model"])
             self.criterion.load_state_dict(state["criterion"])
             for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(own)
-            self.scaler.load_state_dict(state["scaler"])
+                restore_optimizer(optimizer, own)
+            restore_scaler(self.scaler, state["scaler"])
             self.epoch, self.best = int(state["epoch"]), dict(state["best"])
             random = state["random"]
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -132,13 +132,13 @@ def train_one_epoch(
     loader.batch_sampler.set_epoch(epoch)
     trainer.schedule.step(epoch)
     trainer.model.train()
-    names = trainer.metric_names
+    names, count = trainer.metric_names, len(loader)
     window, steps, sums = torch.zeros(len(names), device=trainer.device), 0, [0.0] * len(names)
     start = time.perf_counter()
     for step, batch in enumerate(loader, start=1):
         window += trainer.step(batch.to(trainer.device))
         steps += 1
-        if step % log_period == 0 or step == len(loader):
+        if step % log_period == 0 or step == count:
             values = distributed.mean(window).tolist()  # the one place that waits for the device
             means = dict(zip(names, (value / steps for value in values), strict=True))
             _check_finite(means, epoch, step)
@@ -148,10 +148,10 @@ def train_one_epoch(
             window, steps = torch.zeros_like(window), 0
         on_step()
     trainer.epoch = epoch
-    means = {name: total / len(loader) for name, total in zip(names, sums, strict=True)}
+    means = {name: total / count for name, total in zip(names, sums, strict=True)}
     seconds = time.perf_counter() - start
     metrics.write(
-        kind="epoch", epoch=epoch, **means, seconds=seconds, steps_per_second=len(loader) / seconds, **_usage(trainer.device)
+        kind="epoch", epoch=epoch, **means, seconds=seconds, steps_per_second=count / seconds, **_usage(trainer.device)
     )
     return means
 
@@ -227,6 +227,7 @@ def fit(trainer: Trainer, loader, run: Run, *, evaluate: Callable[[], Mapping[st
         is_last = trainer.epoch == run.epochs
         evaluated = evaluate is not None and (is_last or trainer.epoch % run.evaluation_period == 0)
         if evaluated:
+            distributed.share_buffers(distributed.unwrap(trainer.model))  # what is evaluated is what rank 0 will write
             evaluations = evaluate()
             _log_evaluation(trainer.epoch, means, evaluations, metrics, run.split.name)
         save_checkpoints(

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from bbdm.first_stage import make_first_stage
+from bbdm.first_stage import AttentionBlock as FirstStageAttention
+from bbdm.first_stage import Codebook, make_first_stage
 from bbdm.unet import AttentionBlock, ResidualBlock, make_unet, timestep_embedding
 
 SMALL = {"width": 32, "multipliers": (1, 2), "blocks": 1, "head_width": 16}
@@ -76,3 +77,27 @@ def test_first_stage_decodes_by_way_of_the_codes():
         assert stage.decode(latent).shape == (1, 3, 16, 32)
         torch.testing.assert_close(stage.decode(latent), stage.decode_codes(vectors))
         torch.testing.assert_close(stage.decode(latent), stage.decode(vectors))
+
+
+@pytest.mark.parametrize("block", [AttentionBlock(64, head_width=32), FirstStageAttention(32)], ids=["unet", "first stage"])
+def test_attention_hands_over_what_fused_kernels_take(block, monkeypatch):
+    seen = []
+
+    def attend(query, key, value):
+        seen.extend([query, key, value])
+        return torch.zeros_like(query)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    block(torch.randn(1, block.norm.num_channels, 4, 4))
+    assert len(seen) == 3
+    assert all(tensor.stride(-1) == 1 for tensor in seen)
+
+
+def test_autocast_does_not_change_the_codes():
+    torch.manual_seed(0)
+    codebook = Codebook(8192, 3)
+    latent = torch.randn(1, 3, 16, 16) / 8192
+    _, expected = codebook(latent)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, found = codebook(latent)
+    assert torch.equal(found, expected)

@@ -13,7 +13,7 @@ from PIL import Image
 from bbdm import sample, train
 from bbdm.model import build_empty_first_stage, build_model
 from bbdm.unet import make_unet
-from configs import load_cfg
+from configs import ConfigError, load_cfg
 from datasets.generated import read_samples
 from datasets.hoss import read_hoss
 from datasets.validation import hold_out
@@ -105,6 +105,19 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(data, trained, tmp_path):
         assert all(torch.equal(whole[part][name], parts[part][name]) for name in whole[part])
 
 
+def test_a_step_that_the_end_of_an_epoch_cuts_is_finished_in_the_next(data, tmp_path):
+    cut = {"SOLVER.IMS_PER_BATCH": 1, "BBDM.ACCUMULATION": 3, "SOLVER.AMP": "off"}
+    train.main(arguments(data, tmp_path / "whole", **cut))
+    train.main(arguments(data, tmp_path / "parts", **cut, **{"SOLVER.MAX_EPOCHS": 1}))
+    half = torch.load(tmp_path / "parts" / "last.pth", weights_only=True)
+    assert half["batches"] % 3 and half["gradients"]
+    train.main(arguments(data, tmp_path / "parts", **cut, **{"SOLVER.RESUME": tmp_path / "parts" / "last.pth"}))
+    whole, parts = (torch.load(tmp_path / folder / "last.pth", weights_only=True) for folder in ("whole", "parts"))
+    assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
+    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert set(epochs) == {1, 2}
+
+
 def test_the_average_copies_before_its_start_and_lags_after(data, trained):
     first = torch.load(trained / "bridge_1.pth", weights_only=True)
     last = torch.load(trained / "last.pth", weights_only=True)
@@ -127,9 +140,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_names(data, trained, tmp_path)
         ("BBDM.IMAGE_SIZE", "[16, 9]", UsageError),
         ("BBDM.WIDTH", "48", UsageError),
         ("BBDM.HEAD_WIDTH", "24", UsageError),
-        ("BBDM.ACCUMULATION", "0", UsageError),
-        ("BBDM.EMA_DECAY", "1.5", UsageError),
-        ("BBDM.PLATEAU_FACTOR", "1", UsageError),
+        ("BBDM.HEAD_WIDTH", "0", ConfigError),
+        ("BBDM.ACCUMULATION", "0", ConfigError),
+        ("BBDM.EMA_DECAY", "1.5", ConfigError),
+        ("BBDM.PLATEAU_FACTOR", "1", ConfigError),
+        ("BBDM.BLOCKS", "-1", ConfigError),
+        ("BBDM.FIRST_STAGE_CODES", "0", ConfigError),
         ("BBDM.HOLD_OUT_EVERY", "1", UsageError),
         ("BBDM.PAIRS", "registered", UsageError),
         ("BBDM.SPACE", "latent", CheckpointError),
@@ -229,11 +245,11 @@ def test_a_store_does_not_mix_weights(data, trained, sampled):
         ("BBDM.SPLITS", "['train']", UsageError),
         ("BBDM.SPLITS", "['O2S/query']", DataError),
         ("BBDM.WEIGHT", "", UsageError),
-        ("BBDM.SAMPLE_NUM", "0", UsageError),
+        ("BBDM.SAMPLE_NUM", "0", ConfigError),
         ("BBDM.SAMPLE_STEP", "1001", UsageError),
-        ("BBDM.SAMPLE_BATCH", "0", UsageError),
-        ("BBDM.ETA", "1.5", UsageError),
-        ("BBDM.ORDER", "4", UsageError),
+        ("BBDM.SAMPLE_BATCH", "0", ConfigError),
+        ("BBDM.ETA", "1.5", ConfigError),
+        ("BBDM.ORDER", "4", ConfigError),
     ],
 )
 def test_samples_that_cannot_be_made_name_their_key(data, trained, tmp_path, key, value, error):

@@ -206,7 +206,7 @@ ABLATION = {
     "ablation_1_baseline": {"MODEL.MODALITY_LOSS_WEIGHT": 0.0, "INPUT.SAR_DENOISE": "max"},
     "ablation_2_denoising": {"INPUT.SAR_DENOISE": "percentile"},
     "ablation_3_alignment": {"MODEL.MODALITY_LOSS_WEIGHT": 2.0},
-    "ablation_4_generation": {"DATASETS.QUERY_ADD_DIR": "logs/bbdm_hoss", "DATASETS.GALLERY_ADD_DIR": "logs/bbdm_hoss"},
+    "ablation_4_generation": {"DATASETS.QUERY_ADD_DIR": "data/pseudo_sar", "DATASETS.GALLERY_ADD_DIR": "logs/bbdm_hoss"},
 }
 """Each row of the paper's ablation: what it changes of the row before, the first of the MOS run, beside its own folder."""
 
@@ -448,7 +448,7 @@ def test_keys_without_use_are_told_once(tmp_path, caplog):
         ("MODEL: {MIE: true, MODALITY_LOSS_WEIGHT: 0}", [], False),
         ("MODEL: {MIE: true}\nINPUT: {SAR_DENOISE: max}", [], False),
         ("MODEL: {MIE: true}", ["INPUT.SAR_DENOISE", "max"], False),
-        ("MODEL: {MIE: true, PAIR: true}", [], False),
+        ("MODEL: {MIE: true, PAIR: true}", [], True),
         ("BBDM: {WIDTH: 32}", [], False),
     ],
 )

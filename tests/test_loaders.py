@@ -41,8 +41,8 @@ def data(tmp_path_factory):
     return read_hoss(write_hoss(tmp_path_factory.mktemp("data"), train_ships=5, views=3))
 
 
-def epoch_of(loader, epoch: int, done: int = 0) -> list[Batch]:
-    loader.batch_sampler.set_epoch(epoch, done=done)
+def epoch_of(loader, epoch: int) -> list[Batch]:
+    loader.batch_sampler.set_epoch(epoch)
     return list(loader)
 
 
@@ -100,13 +100,6 @@ def test_two_ranks_see_what_one_process_sees(data):
         assert torch.equal(batch.images, torch.cat([first.images, second.images]))
         assert torch.equal(batch.indices, torch.cat([first.indices, second.indices]))
         assert not set(first.labels.tolist()) & set(second.labels.tolist())
-
-
-def test_a_resumed_epoch_gives_the_batches_that_were_left(data):
-    loader = build_train_loader(make_cfg(), data)
-    whole = epoch_of(loader, 2)
-    assert same(epoch_of(loader, 2, done=1), whole[1:])
-    assert len(loader) == len(whole) - 1
 
 
 def test_seed_and_epoch_change_the_augmentation_and_global_random_states_are_left_alone(data):

@@ -205,7 +205,7 @@ def test_a_finished_run_has_nothing_left_to_do(data, done, tmp_path):
     [
         ({"SOLVER__IMS_PER_BATCH": 10}, 2, "SOLVER.IMS_PER_BATCH 10 is not a multiple of DATALOADER.NUM_INSTANCE 4"),
         ({"SOLVER__IMS_PER_BATCH": 20}, 1, "4 ships, fewer than the 5 of a batch"),
-        ({"SOLVER__IMS_PER_BATCH": 64, "DATALOADER__SAMPLER": "softmax"}, 1, "16 images, fewer than a batch of 64"),
+        ({"SOLVER__IMS_PER_BATCH": 64, "DATALOADER__SAMPLER": "softmax"}, 1, "16 images to train on, fewer than a batch of 64"),
         ({"MODEL__TRANSFORMER_TYPE": "vit_base"}, 2, "MODEL.TRANSFORMER_TYPE cannot be 'vit_base'"),
         ({"MODEL__DEVICE": "gpu"}, 2, "MODEL.DEVICE 'gpu' is no device"),
         ({"MODEL__DEVICE": "meta"}, 2, "MODEL.DEVICE 'meta' is not supported"),

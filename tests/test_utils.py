@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.commands import call
-from utils import log
+from tests.commands import call, tiny_cfg
+from utils import cli, log
 from utils.checkpoint import load, load_state_dict, save, sha256, strip_prefix
-from utils.device import Precision, find_device, find_precision
+from utils.device import Precision, build_device, find_device, find_precision
 from utils.errors import CheckpointError, DataError, UsageError
 from utils.files import replacing, write_json, write_text
 from utils.log import MetricsWriter, describe_environment, make_output_dir, progress, table
@@ -349,3 +349,39 @@ def test_the_screen_gets_lines_and_the_file_gets_names(tmp_path, capsys):
         logging.captureWarnings(False)
     assert capsys.readouterr().err == "a line\nanother line\n"
     assert (tmp_path / "train_log.txt").read_text().endswith("some.module INFO: a line\n")
+
+
+def test_settings_may_stand_before_options():
+    parser = cli.config_parser("program", "", "program")
+    parsed = parser.parse_intermixed_args(["SOLVER.SEED", "1", "--config_file", "a.yml", "SOLVER.BASE_LR", "-1"])
+    assert (parsed.config_file, parsed.overrides) == ("a.yml", ["SOLVER.SEED", "1", "SOLVER.BASE_LR", "-1"])
+
+
+def test_a_full_gpu_is_told_in_a_sentence_that_names_keys(monkeypatch, capsys):
+    def fill(arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(fill)
+    told = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert told.count("\n") == 1 and "20.00 GiB" in told and "SOLVER.IMS_PER_BATCH" in told
+
+
+def test_the_deterministic_switch(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    build_device(tiny_cfg(MODEL__DEVICE="cpu", SOLVER__DETERMINISTIC=True))
+    try:
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG")
+
+
+def test_equal_content_makes_equal_files(tmp_path):
+    for name in ("a.pth", "b.pth"):
+        save(tmp_path / name, {"weight": torch.arange(4.0)})
+    assert sha256(tmp_path / "a.pth") == sha256(tmp_path / "b.pth")

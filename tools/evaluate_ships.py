@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--reid_config", metavar="FILE", required=True, help="the .yml of the re-identification network")
     parser.add_argument("--reid_weights", metavar="FILE", required=True, help="its checkpoint")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     setup_logging()
     cfg = load_cfg(args.config_file, args.overrides)
     folder = make_output_dir(cfg.OUTPUT_DIR)

@@ -7,7 +7,6 @@ With DATASETS.VAL_FRACTION the choice is made on the validation ships of the tra
 
 import argparse
 import itertools
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from configs import ConfigError, load_cfg
-from datasets.generated import MANIFEST
 from datasets.hoss import HossData, read_hoss
 from datasets.loaders import build_generated_loader, build_test_loader
 from datasets.validation import build_validation_data
@@ -72,11 +70,8 @@ def find_stores(data: HossData, folders: Sequence[tuple[str, str]]) -> list[tupl
     """
     stores = []
     for query_dir, gallery_dir in folders:
-        folder = query_dir or gallery_dir
-        manifest = Path(folder) / MANIFEST
         samples = find_samples(data.images, query_dir=query_dir, gallery_dir=gallery_dir)
-        steps = json.loads(manifest.read_text(encoding="utf-8"))["steps"] if manifest.is_file() else None
-        stores.append((folder, steps, samples))
+        stores.append((query_dir or gallery_dir, samples.steps, samples))
     return stores
 
 

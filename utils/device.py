@@ -1,5 +1,6 @@
 """Which device a run takes, and in which precision it computes there."""
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -12,9 +13,15 @@ from utils.errors import UsageError
 def build_device(cfg) -> torch.device:
     """The device of MODEL.DEVICE: 'auto' takes a GPU where there is one.
 
-    Under torchrun each process takes the GPU of its local rank; a single one that of MODEL.DEVICE or MODEL.DEVICE_ID.
+    Under torchrun each process takes the GPU of its local rank; a single one that of MODEL.DEVICE or MODEL.DEVICE_ID. Float32
+    means float32 there: convolutions do not round to TF32, as torch lets them. SOLVER.DETERMINISTIC takes effect here too.
     """
-    return find_device(cfg.MODEL.DEVICE, device_id=cfg.MODEL.DEVICE_ID)
+    device = find_device(cfg.MODEL.DEVICE, device_id=cfg.MODEL.DEVICE_ID)
+    torch.backends.cudnn.allow_tf32 = False
+    if cfg.SOLVER.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return device
 
 
 def find_device(name: str, *, device_id: str = "0") -> torch.device:

@@ -40,12 +40,13 @@ def is_main() -> bool:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other processes that torchrun started, if any, until the block ends."""
+    """Make `device` the current one and join the other processes that torchrun started, if any, until the block ends."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if not is_launched() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
@@ -86,6 +87,13 @@ def broadcast(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give every process rank 0's buffers, such as the running statistics of BatchNorm, which each keeps of its own batches."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def wrap(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

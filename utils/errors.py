@@ -1,5 +1,7 @@
 """Errors that a user can mend; see docs/architecture.md, "Errors"."""
 
+from collections.abc import Iterable
+
 
 class DataError(Exception):
     """A file, folder or data set that cannot be used. The message names it and says what to do."""
@@ -23,3 +25,10 @@ class TrainingError(Exception):
     """A training run that cannot go on, such as one whose loss is no longer finite."""
 
     exit_status = 1
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """The first names and how many more there are, for the text of an error."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
