@@ -14,12 +14,13 @@ from processor.evaluate import build_ranking, counting_line, counting_rules, eva
 from processor.feature_store import build_feature_store, chip_contents, hash_files, hash_text, sample_contents
 from processor.features import extract_features
 from processor.fusion import find_samples, fuse_images
-from processor.selection import UNKNOWN, find_selection
+from processor.selection import UNKNOWN, build_tuning_sentences, find_selection
 from utils import distributed
 from utils.checkpoint import sha256
 from utils.cli import config_parser, run
 from utils.device import Precision, build_device
 from utils.files import write_json
+from utils.intervals import METHOD
 from utils.log import describe_environment, make_output_dir, setup_logging
 
 logger = logging.getLogger("test")
@@ -34,7 +35,8 @@ def test(cfg, device) -> None:
     model = build_model(cfg)
     load_weights(cfg.TEST.WEIGHT, model)
     model.to(device)
-    samples = find_samples(data.images, query_dir=cfg.DATASETS.QUERY_ADD_DIR, gallery_dir=cfg.DATASETS.GALLERY_ADD_DIR)
+    folders = {"query_dir": cfg.DATASETS.QUERY_ADD_DIR, "gallery_dir": cfg.DATASETS.GALLERY_ADD_DIR}
+    samples = find_samples(data.images, **folders, count=cfg.TEST.FUSION_SAMPLES)
     share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
     float32 = Precision(device.type)
     options = {"neck": cfg.TEST.NECK_FEAT, "flip": cfg.TEST.FLIP}
@@ -58,10 +60,11 @@ def test(cfg, device) -> None:
     ranking = build_ranking(cfg, device)
     evaluations = evaluate(data.protocols, data.images, features, ranking, fused=fused, sources=sources)
     if distributed.is_main():
-        selection = find_selection(cfg.TEST.WEIGHT, digest)
+        selection, tuned = find_selection(cfg.TEST.WEIGHT, digest), build_tuning_sentences(cfg, digest)
         results = {
             "weights": {"path": str(cfg.TEST.WEIGHT), "sha256": digest},
             "selection": asdict(selection) if selection else None,
+            "tuning": tuned,
             "data": {"root": str(cfg.DATASETS.ROOT_DIR), "images": len(hashes), "sha256": hash_text(hashes)},
             "counting": counting_rules(ranking),
             "tau": cfg.TEST.FUSION_TAU,
@@ -71,8 +74,8 @@ def test(cfg, device) -> None:
         }
         write_json(folder / "results.json", results)
         print(results_table(evaluations))
-        print(counting_line(ranking))
-        print(selection.sentence() if selection else UNKNOWN)
+        print(f"{counting_line(ranking)}\n95 %: {METHOD}")
+        print("\n".join([selection.sentence() if selection else UNKNOWN, *tuned]))
         logger.info("wrote %s", folder / "results.json")
 
 

@@ -72,6 +72,7 @@ RANGES = {
     "SOLVER.WARMUP_FACTOR": (0, math.inf),
     "SOLVER.WEIGHT_DECAY": (0, math.inf),
     "SOLVER.WEIGHT_DECAY_BIAS": (0, math.inf),
+    "TEST.FUSION_SAMPLES": (0, math.inf),
     "TEST.FUSION_TAU": (0, 1),
     "TEST.IMS_PER_BATCH": (1, math.inf),
     "TEST.QUERY_EXPANSION": (0, math.inf),
@@ -247,6 +248,7 @@ def _test() -> CfgNode:
     node.RE_RANKING_K2 = 15  # neighbours that are averaged
     node.RE_RANKING_LAMBDA = 0.3  # share of the plain distance
     node.RANKING_MEMORY = 1.0  # GiB of distances that ranking and re-ranking hold at a time
+    node.FUSION_SAMPLES = 0  # K, generated samples of an image that fusion takes, the first ones; 0: all
     node.FUSION_TAU = 0.02  # weight of generated features
     node.SAME_MODALITY_GALLERY = True  # False: images of the query's own modality leave its gallery
     node.DIST_MAT = "dist_mat.npy"  # no effect

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from utils.retrieval import DISTRACTOR as DISTRACTOR  # the `pid` of a gallery image that matches no query
+from utils.truth import DISTRACTOR as DISTRACTOR  # the `pid` of a gallery image that matches no query
 
 
 class Modality(IntEnum):

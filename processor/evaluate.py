@@ -109,7 +109,7 @@ class Score:
         mAP, R1, R5, R10: over the queries that count.
         queries, queries_counted, gallery: numbers of images; a query without a match in the gallery does not count.
         distractors: gallery images that match no query.
-        chance: expected R1 of a random ranking, the mean of matches / gallery over the queries that count.
+        chance: expected R1 of a random ranking, the mean of matches / images ranked over the queries that count.
         mAP_interval, R1_interval, R5_interval, R10_interval: 95 % intervals that allow for several queries of a ship
             (`utils.intervals`).
         per_query: the outcome of each query, counted or not, in the protocol's order.
@@ -196,7 +196,7 @@ def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequenc
         queries_counted=result.queries_counted,
         gallery=result.gallery,
         distractors=sum(records[index].pid == DISTRACTOR for index in protocol.gallery),
-        chance=float(np.mean(result.matches[counted] / result.gallery)),
+        chance=float(np.mean(result.matches[counted] / result.ranked[counted])),
         mAP_interval=mean_interval(result.average_precision[counted], ships),
         R1_interval=mean_interval(result.hits(1)[counted], ships),
         R5_interval=mean_interval(result.hits(5)[counted], ships),
@@ -273,18 +273,23 @@ def counting_rules(ranking: Ranking) -> dict[str, Any]:
         "same_modality_gallery": ranking.same_modality,
         "queries_without_match": "left out",
         "distractors": "match nothing",
+        "query_expansion": vars(ranking.expansion) if ranking.expansion else None,
+        "reranking": vars(ranking.reranking) if ranking.reranking else None,
         "interval": METHOD,
         "interval_level": 0.95,
     }
 
 
 def counting_line(ranking: Ranking) -> str:
-    """The counting rules in one line."""
+    """The counting rules in one line, but for the method of the intervals."""
     own = "stay in" if ranking.same_modality else "are left out of"
-    return (
-        f"counted: queries with a match; images of the query's own modality {own} the gallery; distractors match nothing; "
-        f"95 %: {METHOD}"
-    )
+    expansion, reranking = ranking.expansion, ranking.reranking
+    line = f"counted: queries with a match; images of the query's own modality {own} the gallery; distractors match nothing"
+    if expansion:
+        line += f"; queries expanded by {expansion.count} images, alpha {expansion.alpha:g}"
+    if reranking:
+        line += f"; re-ranked with k1 {reranking.k1}, k2 {reranking.k2}, lambda {reranking.lambda_value:g}"
+    return line
 
 
 def results_dict(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:

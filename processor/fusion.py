@@ -70,19 +70,20 @@ class SampleSet:
     steps: int | None = None
 
 
-def find_samples(images: Sequence[Record], *, query_dir: str, gallery_dir: str) -> SampleSet | None:
+def find_samples(images: Sequence[Record], *, query_dir: str, gallery_dir: str, count: int = 0) -> SampleSet | None:
     """Find the samples of the optical test images; every one of a side whose folder is given must have them.
 
     Args:
         images: the test images.
         query_dir: samples of the query side (DATASETS.QUERY_ADD_DIR); empty for none.
         gallery_dir: samples of the gallery side (DATASETS.GALLERY_ADD_DIR); empty for none.
+        count: K, the first samples of each image (TEST.FUSION_SAMPLES); 0 for all.
 
     Returns:
         None if neither folder is given.
 
     Raises:
-        DataError: see `datasets.generated.read_samples`; also two folders of different K.
+        DataError: see `datasets.generated.read_samples`; also two folders of different K, or of fewer than `count`.
     """
     if not query_dir and not gallery_dir:
         return None
@@ -105,5 +106,9 @@ def find_samples(images: Sequence[Record], *, query_dir: str, gallery_dir: str) 
         raise DataError(f"there are {told}; both sides need the same number")
     if not found:
         raise DataError(f"no optical image is on the side of {query_dir or gallery_dir}; nothing can be fused")
+    folder, per_image = next(iter(counts.items()))
+    if count > per_image:
+        raise DataError(f"{folder} holds {per_image} samples of an image, fewer than TEST.FUSION_SAMPLES {count}; lower it")
     sources = tuple(sorted(found))
-    return SampleSet(sources, tuple(found[index] for index in sources), next(iter(counts.values())), steps)
+    paths = tuple(found[index][: count or None] for index in sources)
+    return SampleSet(sources, paths, count or per_image, steps)

@@ -1,7 +1,7 @@
 """How weights were chosen: a JSON file beside them, since checkpoints are bare state dicts that hold tensors only."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,11 +94,49 @@ def find_selection(weights: str | Path, digest: str) -> Selection | None:
 
     Files are matched by content, so that a renamed copy keeps its record and a replaced file does not inherit one.
     """
-    for path in sorted(Path(weights).parent.glob("*.json")):
+    found = (chosen for chosen in _records(Path(weights).parent, Selection) if chosen.sha256 == digest)
+    return next(found, None)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Settings of the test that `tools.tune` chose for a weights file.
+
+    Attributes:
+        sha256: of the weights file.
+        split: 'test' or 'validation', whose queries chose.
+        settings: keys of the configuration -> values, for each choice: of fusion, of re-ranking.
+    """
+
+    sha256: str
+    split: str
+    settings: list[dict[str, Any]]
+
+
+def write_tuning(weights: Path, chosen: Tuning) -> None:
+    """Write `<weights less .pth>.tuning.json`."""
+    write_json(weights.with_suffix(".tuning.json"), asdict(chosen))
+
+
+def build_tuning_sentences(cfg, digest: str) -> list[str]:
+    """What a reader should know of the choices of `tools.tune` that this configuration uses, one sentence each."""
+    sentences = []
+    for chosen in _records(Path(cfg.TEST.WEIGHT).parent, Tuning):
+        if chosen.sha256 != digest:
+            continue
+        for settings in chosen.settings:
+            own = {key: cfg[key.split(".")[0]][key.split(".")[1]] for key in settings}
+            if own == settings:
+                told = ", ".join(f"{key} {value}" for key, value in settings.items() if value != "")
+                where = "the test split: figures of that split flatter them" if chosen.split == "test" else "validation ships"
+                sentences.append(f"{told} chosen on {where}")
+    return sentences
+
+
+def _records(folder: Path, kind: type) -> Iterator[Any]:
+    """The records of one kind among the JSON files of a folder."""
+    for path in sorted(folder.glob("*.json")):
         try:
-            chosen = Selection(**json.loads(path.read_text(encoding="utf-8")))
+            yield kind(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             continue  # results.json and what else lies there
-        if chosen.sha256 == digest:
-            return chosen
-    return None

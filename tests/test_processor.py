@@ -194,6 +194,9 @@ def test_figures_of_a_protocol_by_hand(caplog):
 def test_own_modality_leaves_the_gallery_where_asked():
     score = evaluate(ALL, IMAGES, FEATURES, Ranking(same_modality=False))["ALL"].plain
     assert score.mAP == pytest.approx((1 / 2 + 1) / 2)  # ship 1 has only its SAR image left, behind the distractor
+    modalities = [IMAGES[place].modality for place in ALL["ALL"].gallery]
+    left = [sum(kind is not IMAGES[query].modality for kind in modalities) for query in (0, 1)]
+    assert score.chance == pytest.approx((1 / left[0] + 1 / left[1]) / 2)  # one match each among what is left
 
 
 @pytest.mark.parametrize("reranking", [None, Reranking(4, 2)])

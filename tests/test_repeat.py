@@ -176,3 +176,11 @@ def test_wrong_calls(data, tmp_path):
     ended = call(repeat.main, "--seeds", "0", *settings(OUTPUT_DIR=tmp_path), "SOLVER.SEED", "3")
     assert (ended.status, "SOLVER.SEED" in ended.sentence) == (2, True)
     assert "example" in call(repeat.main, "--help").out
+
+
+@pytest.mark.parametrize("line", ["SOLVER: {RESUME: last.pth}", "TEST: {WEIGHT: a.pth}"])
+def test_a_config_that_goes_on_from_another_run_is_refused(tmp_path, line):
+    (tmp_path / "run.yml").write_text(line)
+    ended = call(repeat.main, "--seeds", "0", "--config_file", tmp_path / "run.yml", *settings(OUTPUT_DIR=tmp_path))
+    assert (ended.status, line.split(":")[0] in ended.sentence) == (2, True)
+    assert "every seed has its own" in ended.sentence

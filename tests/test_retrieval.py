@@ -220,3 +220,17 @@ def test_calls_that_do_not_fit_together_are_refused():
         rank_features(torch.ones(2, 3), torch.ones(3, 3), query_ids=[1], gallery_ids=[1, 1, 2])
     with pytest.raises(ValueError, match="modalities"):
         rank_distances(torch.ones(1, 1), query_ids=[1], gallery_ids=[1], query_modalities=[0])
+
+
+def test_chance_of_a_random_ranking_counts_the_images_that_are_ranked():
+    random = torch.Generator().manual_seed(0)
+    query_modalities, gallery_modalities = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 0, 1, 1])
+    result = rank_features(
+        torch.randn(3, 4, generator=random),
+        torch.randn(5, 4, generator=random),
+        query_ids=torch.tensor([1, 1, 2]),
+        gallery_ids=torch.tensor([1, 2, 1, 1, -1]),
+        query_modalities=query_modalities,
+        gallery_modalities=gallery_modalities,
+    )
+    assert result.ranked.tolist() == [2, 3, 3]

@@ -140,7 +140,36 @@ def test_validation_ships_choose_where_they_have_samples(root, tmp_path):
     assert "no record beside the weights" in ended.out
     ended = tuned(root, "--store", root / "test", "--taus", "0.1", DATASETS__VAL_FRACTION=0.4)
     assert "chosen on the test split" in ended.out
-    assert "validation ships lack samples" in ended.out
+    assert "hold no sample of a validation ship" in ended.out
+
+
+def test_a_validation_sample_that_is_missing_is_named(root, tmp_path):
+    shutil.copytree(root / "val", tmp_path / "val")
+    missing = sorted((tmp_path / "val").iterdir())[0]
+    missing.unlink()
+    ended = tuned(root, "--store", tmp_path / "val", "--taus", "0.1", DATASETS__VAL_FRACTION=0.4)
+    assert ended.status == 1
+    assert missing.stem.rpartition("_")[0] in ended.sentence
+
+
+def test_a_choice_on_the_test_split_is_printed_with_every_result_made_from_it(root, tmp_path):
+    import test as command
+
+    weights = tmp_path / "weights.pth"
+    shutil.copy(root / "weights.pth", weights)
+    ended = tuned(root, "--store", root / "test", "--taus", "0.3", "--samples", "2", *RERANK, TEST__WEIGHT=weights)
+    assert "TEST.FUSION_TAU 0.3 TEST.FUSION_SAMPLES 2" in ended.out
+    values = {"DATASETS__ROOT_DIR": root / "data", "TEST__WEIGHT": weights, "OUTPUT_DIR": tmp_path}
+    samples = {"DATASETS__QUERY_ADD_DIR": root / "test", "DATASETS__GALLERY_ADD_DIR": root / "test"}
+    chosen = {"TEST__FUSION_TAU": 0.3, "TEST__FUSION_SAMPLES": 2}
+    ended = call(command.main, *settings(**values | samples | chosen))
+    assert "TEST.FUSION_TAU 0.3, TEST.FUSION_SAMPLES 2 chosen on the test split" in ended.out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["samples_per_image"] == 2
+    assert len(results["tuning"]) == 1
+    ended = call(command.main, *settings(**values | samples | {"TEST__FUSION_TAU": 0.4}))
+    assert "TEST.FUSION_TAU" not in ended.out
+    assert call(command.main, *settings(**values | samples | {"TEST__FUSION_SAMPLES": 4})).status == 1
 
 
 def test_weights_that_learnt_from_the_validation_ships_are_refused(root, tmp_path):

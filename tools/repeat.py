@@ -34,6 +34,7 @@ from utils.log import make_output_dir, setup_logging
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
+MOST_SEEDS = 1000
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -46,7 +47,10 @@ def parse_seeds(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last if dash else first) + 1)
+            low, high = int(first), int(last if dash else first)
+            if not 0 <= low <= high < low + MOST_SEEDS:
+                raise ValueError(part)
+            seeds += range(low, high + 1)
     except ValueError as error:
         raise ConfigError(f"--seeds cannot be {text!r}; it is a list such as 0-4 or 1,5,7") from error
     if not seeds or len(set(seeds)) < len(seeds):
@@ -274,6 +278,9 @@ def main(arguments: Sequence[str]) -> None:
     taken = {"SOLVER.SEED", "SOLVER.RESUME", "TEST.WEIGHT"}.intersection(args.overrides[::2])
     if taken:
         raise ConfigError(f"{sorted(taken)[0]} is this tool's own to set; leave it out")
+    for key, value in (("SOLVER.RESUME", cfg.SOLVER.RESUME), ("TEST.WEIGHT", cfg.TEST.WEIGHT)):
+        if value:
+            raise ConfigError(f"{key} is {value!r} in {args.config_file}; every seed has its own, so leave it empty")
     folder = make_output_dir(cfg.OUTPUT_DIR)
     options = [*(["--config_file", args.config_file] if args.config_file else []), *args.overrides]
     checkpoint = args.checkpoint or ("best" if cfg.DATASETS.VAL_FRACTION else "last")

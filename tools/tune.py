@@ -22,6 +22,7 @@ from torch.nn import functional
 from configs import ConfigError, load_cfg
 from datasets.hoss import HossData, read_hoss
 from datasets.loaders import build_generated_loader, build_test_loader
+from datasets.records import Modality
 from datasets.validation import build_validation_data
 from model.build import build_model
 from model.pretrained import load_weights
@@ -30,12 +31,12 @@ from processor.evaluate import Ranking, Reranking, build_ranking, counting_line
 from processor.feature_store import build_feature_store, chip_contents, hash_files, sample_contents
 from processor.features import extract_features
 from processor.fusion import SampleSet, find_samples, fuse_images
-from processor.selection import UNKNOWN, build_split, find_selection
+from processor.selection import UNKNOWN, Tuning, build_split, find_selection, write_tuning
 from processor.tuning import Trial, choose, compare_choice, score_features
 from utils.checkpoint import sha256
 from utils.cli import run
 from utils.device import Precision, build_device
-from utils.errors import CheckpointError, DataError, UsageError
+from utils.errors import CheckpointError, UsageError
 from utils.files import write_json
 from utils.intervals import PAIRED_METHOD
 from utils.log import setup_logging, table
@@ -86,15 +87,20 @@ def build_choosing(cfg, folders: Sequence[tuple[str, str]], digest: str) -> tupl
         reason = "DATASETS.VAL_FRACTION is 0"
     else:
         data = build_validation_data(cfg)
-        try:
-            stores = find_stores(data, folders)
-        except DataError as error:
-            reason = f"the validation ships lack samples: {error}"
-        else:
-            return data, stores, _validation_sentence(cfg, digest)
+        if all(any(_holds_samples(folder, data) for folder in pair) for pair in folders):
+            return data, find_stores(data, folders), _validation_sentence(cfg, digest)
+        reason = "the folders hold no sample of a validation ship"
     data = read_hoss(cfg.DATASETS.ROOT_DIR, train=False)
     told = f"chosen on the test split, so its figures flatter the choice ({reason})"
     return data, find_stores(data, folders), told
+
+
+def _holds_samples(folder: str, data: HossData) -> bool:
+    """Whether the folder has any sample of the data set's optical images; what is wrong with the others is told later."""
+    stems = {record.path.stem for record in data.images if record.modality is Modality.OPTICAL}
+    root = Path(folder)
+    names = {path.stem for path in root.iterdir()} if folder and root.is_dir() else set()
+    return not stems.isdisjoint(names | {name.rpartition("_")[0] for name in names})
 
 
 def _validation_sentence(cfg, digest: str) -> str:
@@ -246,7 +252,8 @@ def build_report(cfg, args: argparse.Namespace, device: torch.device) -> dict[st
     by = {"protocol": args.protocol, "metric": args.metric}
     plain = Trial({}, score_features(data.protocols, data.images, kept, ranking), 0.0)
     report: dict[str, Any] = {"chosen_on": told, "weights": digest, **by, "method": PAIRED_METHOD}
-    print(f"{told}\n{counting_line(ranking)}")
+    print(f"{told}\n{counting_line(ranking)}\n95 %: {PAIRED_METHOD}")
+    settings: list[dict[str, Any]] = []
     baseline, of = plain.scores, "plain features"
     if stores:
         tried = try_fusion(data, features, ranking, list(fusion_settings(stores, args.taus, args.samples)))
@@ -255,6 +262,9 @@ def build_report(cfg, args: argparse.Namespace, device: torch.device) -> dict[st
         gains = compare_choice(plain.scores, trials, **by)
         print(f"\nfusion\n{trials_table([*trials, plain], best)}\n{verdict(gains, args.metric, 'fusion')}")
         report["fusion"] = report_dict(trials, best, gains)
+        count, own = best.setting["K"], next(store for store in stores if store.name == best.setting["store"])
+        whole = count == own.samples.per_image
+        settings.append({"TEST.FUSION_TAU": best.setting["tau"], "TEST.FUSION_SAMPLES": 0 if whole else count})
         # Re-ranking is tried on the features that would be used: the fused ones where fusion raised the figure.
         if choose([plain, best], **by) is best:
             baseline, of = best.scores, "fused features"
@@ -266,6 +276,12 @@ def build_report(cfg, args: argparse.Namespace, device: torch.device) -> dict[st
         before = Trial({}, baseline, 0.0)
         print(f"\nre-ranking of {of}\n{trials_table([*trials, before], best)}\n{verdict(gains, args.metric, 're-ranking')}")
         report["reranking"] = report_dict(trials, best, gains)
+        names = {"k1": "TEST.RE_RANKING_K1", "k2": "TEST.RE_RANKING_K2", "lambda": "TEST.RE_RANKING_LAMBDA"}
+        settings.append({"TEST.RE_RANKING": True, **{key: best.setting[name] for name, key in names.items()}})
+    split = "test" if told.startswith("chosen on the test split") else "validation"
+    write_tuning(Path(cfg.TEST.WEIGHT), Tuning(digest, split, settings))
+    keys = " ".join(f"{key} {value}" for choice in settings for key, value in choice.items())
+    print(f"\nto test with what was chosen: {keys}")
     return report
 
 

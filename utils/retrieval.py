@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-
-DISTRACTOR = -1
-"""The identity that matches nothing."""
+from utils.truth import Truth
 
 _EXACT_BITS = 25
 _GALLERY_BLOCK = 4096
@@ -31,12 +29,14 @@ class RetrievalResult:
         first_match: (Q,) int64, 1-based rank of the nearest match; 0 where there is none.
         matches: (Q,) int64, number of matches.
         gallery: number of gallery images, distractors among them.
+        ranked: (Q,) int64, how many of them were ranked for the query: those that were not left out.
     """
 
     average_precision: np.ndarray
     first_match: np.ndarray
     matches: np.ndarray
     gallery: int
+    ranked: np.ndarray
 
     @property
     def queries(self) -> int:
@@ -75,6 +75,7 @@ def join_results(shares: Sequence[RetrievalResult]) -> RetrievalResult:
         np.concatenate([share.first_match for share in shares]),
         np.concatenate([share.matches for share in shares]),
         shares[0].gallery,
+        np.concatenate([share.ranked for share in shares]),
     )
 
 
@@ -126,7 +127,7 @@ def rank_features(
         DataError: no query has a match, or a feature is not finite.
     """
     device = query.device if device is None else torch.device(device)
-    truth = _Truth.build(query_ids, gallery_ids, query_modalities, gallery_modalities, device)
+    truth = Truth.build(query_ids, gallery_ids, query_modalities, gallery_modalities, device)
     if (len(query), len(gallery)) != (truth.queries, truth.gallery):
         raise ValueError(f"{len(query)} x {len(gallery)} features, but {truth.queries} x {truth.gallery} identities")
     scale = _integer_scale(query, gallery)
@@ -165,7 +166,7 @@ def rank_distances(
     """
     if isinstance(distances, Tensor):
         distances = distances.split(max(1, (1 << 26) // max(1, distances.shape[1])))
-    truth = _Truth.build(query_ids, gallery_ids, query_modalities, gallery_modalities, torch.device("cpu"))
+    truth = Truth.build(query_ids, gallery_ids, query_modalities, gallery_modalities, torch.device("cpu"))
     return _rank_blocks(distances, truth, torch.arange(truth.queries))
 
 
@@ -207,65 +208,7 @@ def _exact_distances(query: Tensor, gallery: Tensor, squares: Tensor, scale: flo
     return out
 
 
-@dataclass(frozen=True)
-class _Truth:
-    """Which gallery images match each query, and which are left out: gallery images grouped by identity."""
-
-    order: Tensor
-    first: Tensor
-    count: Tensor
-    query_modalities: Tensor | None
-    gallery_modalities: Tensor | None
-
-    @classmethod
-    def build(cls, query_ids, gallery_ids, query_modalities, gallery_modalities, device: torch.device) -> "_Truth":
-        if (query_modalities is None) != (gallery_modalities is None):
-            raise ValueError("give the modalities of both queries and gallery, or of neither")
-        query_ids, gallery_ids = (torch.as_tensor(ids, device=device) for ids in (query_ids, gallery_ids))
-        if query_modalities is not None:
-            query_modalities = torch.as_tensor(query_modalities, device=device)
-            gallery_modalities = torch.as_tensor(gallery_modalities, device=device)
-        ids, order = gallery_ids.sort(stable=True)
-        first = torch.searchsorted(ids, query_ids)
-        count = torch.searchsorted(ids, query_ids, right=True) - first
-        count[query_ids == DISTRACTOR] = 0
-        truth = cls(order, first, count, query_modalities, gallery_modalities)
-        if not any(bool(truth.matches(rows)[1].any()) for rows in torch.arange(truth.queries).split(1024)):
-            raise DataError(
-                f"none of the {truth.queries} queries has a match among the {truth.gallery} gallery images; "
-                "check that queries and gallery show the same ships"
-            )
-        return truth
-
-    @property
-    def queries(self) -> int:
-        return len(self.first)
-
-    @property
-    def gallery(self) -> int:
-        return len(self.order)
-
-    @property
-    def most_matches(self) -> int:
-        return int(self.count.max())
-
-    def matches(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Gallery indices (B, M), ascending in a row, of the matches of queries `rows`, and (B, M) which of them are real."""
-        count = self.count[rows.to(self.count.device), None]
-        column = torch.arange(int(count.max()) if len(rows) else 0, device=count.device)
-        real = column < count
-        indices = self.order[(self.first[rows.to(count.device), None] + column).clamp(max=max(0, self.gallery - 1))]
-        return indices, real & ~self.left_out(rows, indices)
-
-    def left_out(self, rows: Tensor, indices: Tensor) -> Tensor:
-        """Which gallery images `indices` (B, M) or (C,) have the modality of queries `rows` (B,) and are to be left out."""
-        indices = indices.to(self.order.device)
-        if self.query_modalities is None:
-            return torch.zeros((), dtype=torch.bool, device=indices.device)
-        return self.query_modalities[rows.to(indices.device), None] == self.gallery_modalities[indices]
-
-
-def _rank_blocks(blocks: Iterable[Tensor], truth: _Truth, rows: Tensor) -> RetrievalResult:
+def _rank_blocks(blocks: Iterable[Tensor], truth: Truth, rows: Tensor) -> RetrievalResult:
     """Rank the queries `rows` from blocks of rows of their distances."""
     shares = []
     done = 0
@@ -276,10 +219,12 @@ def _rank_blocks(blocks: Iterable[Tensor], truth: _Truth, rows: Tensor) -> Retri
         done += len(block)
         indices, real = (table.to(distances.device) for table in truth.matches(block))
         ranks = _match_ranks(distances, indices, real, lambda columns, block=block: truth.left_out(block, columns))
-        shares.append(_score(ranks.cpu().numpy(), real.sum(1).cpu().numpy(), truth.gallery))
+        average, first, matches = _score(ranks.cpu().numpy(), real.sum(1).cpu().numpy())
+        shares.append(RetrievalResult(average, first, matches, truth.gallery, truth.ranked(block)))
     if done != len(rows):
         raise ValueError(f"{done} rows of distances for {len(rows)} queries")
-    return join_results(shares) if shares else RetrievalResult(np.empty(0), np.empty(0, int), np.empty(0, int), truth.gallery)
+    none = np.empty(0, int)
+    return join_results(shares) if shares else RetrievalResult(np.empty(0), none, none, truth.gallery, none)
 
 
 def _match_ranks(distances: Tensor, indices: Tensor, real: Tensor, left_out: Callable[[Tensor], Tensor]) -> Tensor:
@@ -321,14 +266,14 @@ def _match_ranks(distances: Tensor, indices: Tensor, real: Tensor, left_out: Cal
     return 1 + bins.cumsum(1)[:, :-1] + tied_before
 
 
-def _score(ranks: np.ndarray, matches: np.ndarray, gallery: int) -> RetrievalResult:
-    """Average precision and first match of each row of ranks (B, M), of which the first `matches` (B,) are real."""
+def _score(ranks: np.ndarray, matches: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Average precision and first match of each row of ranks (B, M), of which the first `matches` (B,) are real; and these."""
     if not ranks.shape[1]:
-        return RetrievalResult(np.full(len(matches), np.nan), np.zeros_like(matches), matches, gallery)
+        return np.full(len(matches), np.nan), np.zeros_like(matches), matches
     number = np.arange(1, ranks.shape[1] + 1)
     precision = np.where(number <= matches[:, None], number / ranks, 0.0)
     # A running sum, because np.sum groups its terms by the width of the block, which the memory budget decides.
     total = precision.cumsum(axis=1)[:, -1]
     with np.errstate(invalid="ignore"):
         average = total / np.where(matches > 0, matches, np.nan)
-    return RetrievalResult(average, np.where(matches > 0, ranks[:, 0], 0), matches, gallery)
+    return average, np.where(matches > 0, ranks[:, 0], 0), matches
