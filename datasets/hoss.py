@@ -135,6 +135,11 @@ def _read_test(hoss: Path) -> tuple[tuple[Record, ...], dict[str, Protocol]]:
     gallery = read_split(hoss / "bounding_box_test", "gallery")
     images = [*query, *gallery]
     num_query = len(query)
+    if not {record.pid for record in query} & {record.pid for record in gallery} - {DISTRACTOR}:
+        raise DataError(
+            f"{hoss}: none of the {num_query} queries has a match among the {len(gallery)} images of bounding_box_test; "
+            "the two should show the same ships"
+        )
     protocols = {"ALL": Protocol("ALL", tuple(range(num_query)), tuple(range(num_query, len(images))))}
     main_split = tuple(enumerate(images))
     places: dict[str, list[int]] = {}
@@ -152,10 +157,15 @@ def _read_test(hoss: Path) -> tuple[tuple[Record, ...], dict[str, Protocol]]:
                 tuple(i for i, record in main_split[:num_query] if record.modality is query_modality),
                 tuple(i for i, record in main_split[num_query:] if record.modality is gallery_modality),
             )
-        if all(sides):
+        asked, shown = ({images[place].pid for place in side} for side in sides)
+        if asked & shown - {DISTRACTOR}:
             protocols[name] = Protocol(name, *sides)
         else:
-            logger.warning("%s: no %s protocol, since it has %d queries and %d gallery images", hoss, name, *map(len, sides))
+            logger.warning(
+                "%s: no %s protocol, since none of its %d queries has a match among its %d gallery images",
+                *(hoss, name),
+                *map(len, sides),
+            )
     return tuple(images), protocols
 
 

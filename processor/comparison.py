@@ -58,19 +58,34 @@ def read_results(path: Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         scored = {
             (protocol, kind): Scored(
-                tuple(Outcome(**outcome) for outcome in figures[kind]["per_query"]), figures[kind]["gallery"]
+                tuple(_read_outcome(outcome) for outcome in figures[kind]["per_query"]), int(figures[kind]["gallery"])
             )
             for protocol, figures in content["protocols"].items()
             for kind in KINDS
             if figures[kind] is not None
         }
-        return Results(path, scored, bool(content["counting"]["same_modality_gallery"]), content["data"]["sha256"], content)
+        own, images = content["counting"]["same_modality_gallery"], content["data"]["sha256"]
+        selection = content.get("selection")
+        if not isinstance(own, bool) or not isinstance(images, str) or not isinstance(selection, dict | None):
+            raise TypeError("counting, data or selection")
+        return Results(path, scored, own, images, content)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); give a results.json that test.py wrote") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} does not tell the outcome of each query; it should be a results.json of this test.py: test again"
         ) from error
+
+
+def _read_outcome(fields: Mapping[str, Any]) -> Outcome:
+    """The outcome of one query. Raises TypeError or ValueError if a field is not what `Outcome` says."""
+    found = Outcome(**fields)
+    precision = 0.0 if found.AP is None else found.AP
+    if not isinstance(found.query, str) or not 0 <= precision <= 1:
+        raise ValueError(found.query)
+    if not all(type(number) is int for number in (found.ship, found.first_match)):
+        raise TypeError(found.query)
+    return found
 
 
 @dataclass(frozen=True)

@@ -256,15 +256,11 @@ def results_table(evaluations: Mapping[str, Evaluation]) -> str:
                 figures = [
                     text
                     for rate in RATES
-                    for text in (f"{100 * getattr(score, rate):.1f}", _percent(getattr(score, f"{rate}_interval")))
+                    for text in (f"{100 * getattr(score, rate):.1f}", getattr(score, f"{rate}_interval").percent())
                 ]
                 counts = [score.queries, score.queries_counted, score.gallery, score.distractors]
                 rows.append([name, kind, *figures, f"{100 * score.chance:.1f}", *counts])
     return table(headers, rows)
-
-
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f}-{100 * interval.high:.1f}"
 
 
 def counting_rules(ranking: Ranking) -> dict[str, Any]:
@@ -300,8 +296,7 @@ def results_dict(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
             return None
         values = dict(vars(score))
         for rate in RATES:
-            interval = values[f"{rate}_interval"]
-            values[f"{rate}_interval"] = [interval.low, interval.high]
+            values[f"{rate}_interval"] = values[f"{rate}_interval"].ends
         values["per_query"] = [vars(outcome) for outcome in score.per_query]
         return values
 

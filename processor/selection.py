@@ -71,6 +71,11 @@ class Selection:
     fraction: float
     seed: int
 
+    def __post_init__(self):
+        numbers = (self.epoch, self.score, self.fraction, self.seed)
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("a record of a selection holds numbers")
+
     def sentence(self) -> str:
         """One line for whoever reads results made from these weights."""
         how = f"epoch {self.epoch}, best {self.metric} of ALL, {100 * self.score:.1f}"

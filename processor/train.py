@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datasets.records import Batch
-from processor.evaluate import Evaluation, Score, results_table
+from processor.evaluate import RATES, Evaluation, Score, results_table
 from processor.selection import Split, build_split, write_selection
 from utils import distributed
 from utils.checkpoint import restore_optimizer, restore_scaler, save
@@ -245,10 +245,16 @@ def _log_evaluation(
     epoch: int, means: dict[str, float], evaluations: Mapping[str, Evaluation], metrics: MetricsWriter, split: str
 ) -> None:
     plain = {name: evaluation.plain for name, evaluation in evaluations.items()}
-    figures = ", ".join(f"{name} mAP {100 * score.mAP:.1f} R1 {100 * score.R1:.1f}" for name, score in plain.items())
+
+    def told(score: Score, rate: str) -> str:
+        return f"{rate} {100 * getattr(score, rate):.1f} ({getattr(score, f'{rate}_interval').percent()})"
+
+    figures = ", ".join(f"{name} {told(score, 'mAP')} {told(score, 'R1')}" for name, score in plain.items())
     logger.info("epoch %d: loss %.3f, accuracy %.2f; %s", epoch, means["loss"], means["accuracy"], figures)
     for name, score in plain.items():
-        metrics.write(kind=split, epoch=epoch, protocol=name, mAP=score.mAP, R1=score.R1, R5=score.R5, R10=score.R10)
+        rates = {rate: getattr(score, rate) for rate in RATES}
+        intervals = {f"{rate}_interval": getattr(score, f"{rate}_interval").ends for rate in RATES}
+        metrics.write(kind=split, epoch=epoch, protocol=name, **rates, **intervals)
 
 
 def save_checkpoints(trainer: Trainer, run: Run, *, score: Score | None, periodic: bool) -> None:

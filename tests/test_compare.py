@@ -110,6 +110,12 @@ def test_one_file_compares_plain_with_fused(tmp_path):
         (content(outcomes(*[(None, 0)] * 4)), ["no query counts in both"]),
         ({"protocols": {"ALL": {"plain": {"mAP": 0.5}, "fused": None}}}, ["outcome of each query", "b.json"]),
         ([], ["results.json of this test.py", "b.json"]),
+        (content([vars(Outcome("0_a_RGB.tif", 0, "0.5", 1))]), ["outcome of each query", "b.json"]),
+        (content([vars(Outcome("0_a_RGB.tif", 0, 5.0, 1))]), ["outcome of each query", "b.json"]),
+        (content([vars(Outcome("0_a_RGB.tif", 0, 0.5, "1"))]), ["outcome of each query", "b.json"]),
+        (content([vars(Outcome(["a"], 0, 0.5, 1))]), ["outcome of each query", "b.json"]),
+        (content(B, same="False"), ["outcome of each query", "b.json"]),
+        (content(B) | {"selection": "best"}, ["outcome of each query", "b.json"]),
     ],
 )
 def test_files_that_cannot_be_compared_are_refused(tmp_path, second, words):

@@ -235,3 +235,17 @@ def test_the_real_sample_is_listed_as_by_the_released_program():
         assert [int(record.modality) for record in data.images] == golden["camids"].tolist()
         assert len(data.protocols["ALL"].query) == golden["num_query"]
     assert data.num_identities == 21
+
+
+def test_protocols_without_a_match_are_left_out_before_any_network_runs(tmp_path, caplog):
+    root = write_hoss(tmp_path)
+    gallery = root / "HOSS" / "bounding_box_test"
+    for path in gallery.glob("*_RGB.tif"):
+        path.rename(path.with_name(path.name.replace(path.name.split("_")[0], "9999", 1)))
+    data = read_hoss(root)
+    assert list(data.protocols) == ["ALL", "O2S"]
+    assert "no S2O protocol, since none of its" in caplog.text
+    for path in gallery.glob("*_SAR.tif"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"none of the .* queries has a match among the"):
+        read_hoss(root)

@@ -120,3 +120,12 @@ def test_a_record_belongs_to_the_content_of_a_file_and_not_to_its_name(tmp_path)
     assert "chosen on the test split" in find_selection(renamed, sha256(renamed)).sentence()
     save(weights, {"a": torch.zeros(1)})
     assert find_selection(weights, sha256(weights)) is None
+
+
+def test_a_record_that_is_no_record_is_passed_over(tmp_path):
+    weights = tmp_path / "w.pth"
+    save(weights, {"a": torch.zeros(2)})
+    write_selection(weights, epoch=3, metric="mAP", score=0.5, split=Split("test", 0.0, 1))
+    path = weights.with_suffix(".json")
+    path.write_text(path.read_text().replace("0.5", "null"))
+    assert find_selection(weights, sha256(weights)) is None

@@ -141,6 +141,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--names", type=int, default=10, metavar="N", help="how many names of queries to print a line (10)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons there too, with every name")
     args = parser.parse_args(arguments)
+    if args.names < 1:
+        parser.error("--names is at least 1")
     if len(args.files) > 2:
         parser.error(f"{len(args.files)} files are given; compare one or two")
     files = [read_results(path) for path in args.files]
@@ -149,7 +151,7 @@ def main(arguments: Sequence[str]) -> None:
         lines += compare_kinds(results, name)
     if not lines:
         raise DataError(f"{args.files[0]} has no fused figures to compare its plain ones with; give a second results.json")
-    for text in (*notes(files), "", comparison_table(lines), f"95 %: {PAIRED_METHOD}", names_text(lines, max(0, args.names))):
+    for text in (*notes(files), "", comparison_table(lines), f"95 %: {PAIRED_METHOD}", names_text(lines, args.names)):
         print(text)
     if args.json:
         write_json(args.json, comparison_dict(lines))

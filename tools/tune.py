@@ -33,6 +33,7 @@ from processor.features import extract_features
 from processor.fusion import SampleSet, find_samples, fuse_images
 from processor.selection import UNKNOWN, Tuning, build_split, find_selection, write_tuning
 from processor.tuning import Trial, choose, compare_choice, score_features
+from utils import distributed
 from utils.checkpoint import sha256
 from utils.cli import run
 from utils.device import Precision, build_device
@@ -328,6 +329,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError("--taus lie above 0 and up to 1, --lambdas between 0 and 1")
     if min(args.k1 + args.k2) < 1:
         raise ConfigError("--k1 and --k2 are at least 1")
+    if distributed.is_launched():
+        raise ConfigError("tools.tune works in one process; start it without torchrun")
     cfg = load_cfg(args.config_file, args.overrides)
     if not cfg.TEST.WEIGHT:
         raise ConfigError("TEST.WEIGHT is empty; name the checkpoint to tune for")

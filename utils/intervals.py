@@ -49,6 +49,15 @@ class Interval:
     queries: int
     ships: int
 
+    @property
+    def ends(self) -> list[float]:
+        """Both ends, for JSON."""
+        return [self.low, self.high]
+
+    def percent(self) -> str:
+        """Both ends as a text in percent, for a table."""
+        return f"{100 * self.low:.1f}-{100 * self.high:.1f}"
+
 
 @dataclass(frozen=True)
 class _Spread:
