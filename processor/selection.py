@@ -110,12 +110,16 @@ class Tuning:
     Attributes:
         sha256: of the weights file.
         split: 'test' or 'validation', whose queries chose.
-        settings: keys of the configuration -> values, for each choice: of fusion, of re-ranking.
+        settings: keys of TEST -> values, for each choice: of fusion, of re-ranking.
     """
 
     sha256: str
     split: str
     settings: list[dict[str, Any]]
+
+    def __post_init__(self):
+        if not isinstance(self.settings, list) or not all(isinstance(choice, dict) for choice in self.settings):
+            raise TypeError("a record of a tuning holds a list of settings")
 
 
 def write_tuning(weights: Path, chosen: Tuning) -> None:
@@ -130,9 +134,9 @@ def build_tuning_sentences(cfg, digest: str) -> list[str]:
         if chosen.sha256 != digest:
             continue
         for settings in chosen.settings:
-            own = {key: cfg[key.split(".")[0]][key.split(".")[1]] for key in settings}
-            if own == settings:
-                told = ", ".join(f"{key} {value}" for key, value in settings.items() if value != "")
+            unused = "TEST.FUSION_TAU" in settings and not (cfg.DATASETS.QUERY_ADD_DIR or cfg.DATASETS.GALLERY_ADD_DIR)
+            if not unused and settings == {key: cfg.TEST.get(key.removeprefix("TEST.")) for key in settings}:
+                told = ", ".join(f"{key} {value}" for key, value in settings.items())
                 where = "the test split: figures of that split flatter them" if chosen.split == "test" else "validation ships"
                 sentences.append(f"{told} chosen on {where}")
     return sentences

@@ -169,6 +169,8 @@ def test_a_choice_on_the_test_split_is_printed_with_every_result_made_from_it(ro
     assert len(results["tuning"]) == 1
     ended = call(command.main, *settings(**values | samples | {"TEST__FUSION_TAU": 0.4}))
     assert "TEST.FUSION_TAU" not in ended.out
+    ended = call(command.main, *settings(**values | chosen))
+    assert "TEST.FUSION_TAU" not in ended.out  # nothing is fused
     assert call(command.main, *settings(**values | samples | {"TEST__FUSION_SAMPLES": 4})).status == 1
 
 

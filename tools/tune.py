@@ -216,7 +216,13 @@ def report_dict(trials: Sequence[Trial], best: Trial, gains: dict[str, Compariso
             {
                 **trial.setting,
                 "seconds": trial.seconds,
-                **{name: {"mAP": score.mAP, "R1": score.R1} for name, score in trial.scores.items()},
+                **{
+                    name: {
+                        **{"mAP": score.mAP, "mAP_interval": score.mAP_interval.ends},
+                        **{"R1": score.R1, "R1_interval": score.R1_interval.ends},
+                    }
+                    for name, score in trial.scores.items()
+                },
             }
             for trial in trials
         ],
