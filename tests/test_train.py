@@ -255,9 +255,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_terms(data, tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_file(data, tmp_path, monkeypatch):
-    def full(content, path):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device", file.name)
 
     monkeypatch.setattr(torch, "save", full)
     ended = call(train.main, *arguments(data, tmp_path / "run"))
