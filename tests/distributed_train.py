@@ -33,7 +33,8 @@ def record() -> None:
 
     def noted_fit(trainer, *arguments, **more):
         fit(trainer, *arguments, **more)
-        write("end", {"sum": summed(trainer), "images": images})
+        buffers = sum(float(value.double().abs().sum()) for value in distributed.unwrap(trainer.model).buffers())
+        write("end", {"sum": summed(trainer), "images": images, "buffers": buffers})
 
     processor.train.Trainer.step, train.build_trainer, train.fit = noted_step, noted_build, noted_fit
 

@@ -63,6 +63,11 @@ def test_two_processes_have_the_same_weights_and_centres(done, when):
     assert first == second
 
 
+def test_both_processes_evaluate_the_statistics_that_are_written(done):
+    first, second = (note["buffers"] for note in done[2]["end"])
+    assert first == second
+
+
 def test_the_loss_falls(done):
     lines = [json.loads(line) for line in (done[0] / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["kind"] == "epoch"]

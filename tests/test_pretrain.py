@@ -10,6 +10,7 @@ from torch import nn
 
 import train
 import train_pair
+from datasets.loaders import KeyedBatches
 from datasets.pairs import read_optisar_pairs
 from datasets.records import Batch
 from datasets.samplers import PairSampler
@@ -105,6 +106,14 @@ def test_a_batch_holds_optical_images_then_their_sar_images(world_size):
             assert (sar == optical + 1).all()
             seen += batch
     assert len(seen) == len(set(seen)) == 16
+
+
+def test_the_augmentation_of_a_pair_does_not_depend_on_the_number_of_processes():
+    def draws(world_size):
+        samplers = [PairSampler(10, batch_size=8, seed=1, rank=rank, world_size=world_size) for rank in range(world_size)]
+        return {draw for sampler in samplers for batch in KeyedBatches(sampler) for draw in batch}
+
+    assert draws(1) == draws(2)
 
 
 def test_a_batch_of_half_pairs_is_a_wrong_call():

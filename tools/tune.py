@@ -285,7 +285,7 @@ def build_report(cfg, args: argparse.Namespace, device: torch.device) -> dict[st
         report["reranking"] = report_dict(trials, best, gains)
         names = {"k1": "TEST.RE_RANKING_K1", "k2": "TEST.RE_RANKING_K2", "lambda": "TEST.RE_RANKING_LAMBDA"}
         settings.append({"TEST.RE_RANKING": True, **{key: best.setting[name] for name, key in names.items()}})
-    split = "test" if told.startswith("chosen on the test split") else "validation"
+    split = "validation" if data.images[0].split.startswith("validation/") else "test"
     write_tuning(Path(cfg.TEST.WEIGHT), Tuning(digest, split, settings))
     keys = " ".join(f"{key} {value}" for choice in settings for key, value in choice.items())
     print(f"\nto test with what was chosen: {keys}")
