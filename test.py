@@ -5,22 +5,24 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
-from configs import ConfigError, load_cfg
+from configs import load_cfg
+from configs.command import config_parser
 from datasets.hoss import read_hoss
 from datasets.loaders import build_generated_loader, build_test_loader
 from model.build import build_model
 from model.pretrained import load_weights
-from processor.evaluate import build_ranking, counting_line, counting_rules, evaluate, results_dict, results_table
 from processor.feature_store import build_feature_store, chip_contents, hash_files, hash_text, sample_contents
 from processor.features import extract_features
 from processor.fusion import find_samples, fuse_images
+from processor.ranking.evaluation import build_ranking, counting_line, counting_rules, evaluate, results_dict, results_table
+from processor.ranking.intervals import METHOD
 from processor.selection import UNKNOWN, build_tuning_sentences, find_selection
 from utils import distributed
 from utils.checkpoint import sha256
-from utils.cli import config_parser, run
+from utils.cli import run
 from utils.device import Precision, build_device
+from utils.errors import UsageError
 from utils.files import write_json
-from utils.intervals import METHOD
 from utils.log import describe_environment, make_output_dir, setup_logging
 
 logger = logging.getLogger("test")
@@ -87,11 +89,11 @@ def main(arguments: Sequence[str]) -> None:
     setup_logging()
     cfg = load_cfg(args.config_file, args.overrides)
     if not cfg.TEST.WEIGHT:
-        raise ConfigError("TEST.WEIGHT is empty; name the checkpoint to test")
+        raise UsageError("TEST.WEIGHT is empty; name the checkpoint to test")
     device = build_device(cfg)
     with distributed.process_group(device):
         test(cfg, device)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, together=True)

@@ -4,20 +4,21 @@ import logging
 from collections.abc import Sequence
 
 from configs import load_cfg
+from configs.command import config_parser
 from datasets.hoss import HossData
 from datasets.loaders import build_test_loader, build_train_loader
 from datasets.validation import build_training_data
 from loss.criterion import build_criterion
 from model.build import build_model
 from model.pretrained import build_start
-from processor.evaluate import Evaluation, build_ranking, evaluate
 from processor.features import extract_features
+from processor.ranking.evaluation import Evaluation, build_ranking, evaluate
 from processor.selection import build_resumed_state
 from processor.train import Trainer, build_run, fit
 from solver.optimizer import build_center_optimizer, build_optimizer
 from solver.schedule import build_schedule
 from utils import distributed
-from utils.cli import config_parser, run
+from utils.cli import run
 from utils.device import Precision, build_device, build_precision
 from utils.files import write_json, write_text
 from utils.log import describe_environment, make_output_dir, setup_logging
@@ -96,4 +97,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, together=True)

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs import ConfigError, load_cfg
+from configs import load_cfg
+from configs.command import config_parser
 from datasets.loaders import build_pair_loader
 from datasets.pairs import Pair, read_optisar_pairs, read_registered_pairs
 from loss.criterion import ContrastiveCriterion
@@ -16,8 +17,9 @@ from solver.optimizer import build_optimizer
 from solver.schedule import build_schedule
 from utils import distributed
 from utils.checkpoint import load
-from utils.cli import config_parser, run
+from utils.cli import run
 from utils.device import build_device, build_precision
+from utils.errors import UsageError
 from utils.files import write_json, write_text
 from utils.log import describe_environment, make_output_dir, setup_logging
 from utils.seed import seed_everything
@@ -58,7 +60,7 @@ def build_trainer(cfg, device) -> PairTrainer:
 def train(cfg, device) -> None:
     """Pre-train and write checkpoints as the configuration says."""
     if not cfg.MODEL.PAIR:
-        raise ConfigError("MODEL.PAIR is False; train_pair.py pre-trains on pairs, so set it True (or use train.py)")
+        raise UsageError("MODEL.PAIR is False; train_pair.py pre-trains on pairs, so set it True (or use train.py)")
     folder = make_output_dir(cfg.OUTPUT_DIR)
     setup_logging(folder, "train_log.txt")
     seed_everything(cfg.SOLVER.SEED, distributed.rank())
@@ -86,4 +88,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, together=True)

@@ -16,6 +16,7 @@ from bbdm.embedding import train_embedding
 from bbdm.model import BridgeModel, SamplerSettings, build_model, build_sampler_settings
 from bbdm.noise import sample_seed, seeded_normal
 from configs import load_cfg
+from configs.command import config_parser
 from datasets.pairs import Pair, PairLists
 from utils import checkpoint, cli
 from utils.device import build_device, build_precision
@@ -216,7 +217,7 @@ def publish(report: dict[str, Any], folder: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and compare."""
-    parser = cli.config_parser(
+    parser = config_parser(
         "python -m bbdm.evaluate",
         "Compare generated with real SAR pictures of held-out pairs, beside two baselines. For ships, tools.evaluate_ships "
         "does the same in the feature space of a re-identification network.",

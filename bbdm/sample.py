@@ -13,6 +13,7 @@ from bbdm.data import to_picture, to_tensor
 from bbdm.model import BridgeModel, SamplerSettings, build_model, build_sampler_settings
 from bbdm.noise import sample_seed, seeded_normal
 from configs import load_cfg
+from configs.command import config_parser
 from datasets.chips import read_optical, read_shape
 from datasets.generated import Run, SampleStore, Source, open_store
 from datasets.hoss import CROSS_PROTOCOLS, read_hoss
@@ -188,7 +189,7 @@ def build_and_sample(cfg, device: torch.device) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and sample."""
-    parser = cli.config_parser(
+    parser = config_parser(
         "python -m bbdm.sample",
         "Make K pseudo-SAR pictures of every optical test chip. A run that stopped goes on with what is missing.",
         "python -m bbdm.sample --config_file configs/bbdm_hoss.yml BBDM.WEIGHT logs/bbdm_hoss/bridge_250.pth OUTPUT_DIR out",
@@ -202,4 +203,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, together=True)

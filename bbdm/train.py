@@ -15,6 +15,7 @@ from bbdm.model import BridgeModel, SamplerSettings, build_model
 from bbdm.noise import sample_seed, seeded_normal
 from bbdm.trainer import Recipe, Trainer, train_one_epoch
 from configs import load_cfg
+from configs.command import config_parser
 from utils import checkpoint, cli, distributed
 from utils.device import build_device, build_precision
 from utils.ema import ExponentialMovingAverage
@@ -201,7 +202,7 @@ def build_and_train(cfg, device: torch.device) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and train."""
-    parser = cli.config_parser(
+    parser = config_parser(
         "python -m bbdm.train",
         "Train the bridge that turns optical chips into pseudo-SAR ones.",
         "python -m bbdm.train --config_file configs/bbdm_hoss.yml BBDM.PRETRAINED logs/bbdm_qxs/bridge_100.pth",
@@ -215,4 +216,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, together=True)

@@ -17,6 +17,7 @@ from bbdm.data import build_pairs, build_train_loader, build_validation_loader
 from bbdm.first_stage import FirstStage
 from bbdm.model import build_empty_first_stage
 from configs import load_cfg
+from configs.command import config_parser
 from utils import checkpoint, cli
 from utils.device import Precision, build_device, build_precision
 from utils.errors import TrainingError
@@ -148,7 +149,7 @@ def build_and_train(cfg, device: torch.device) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and train."""
-    parser = cli.config_parser(
+    parser = config_parser(
         "python -m bbdm.train_first_stage",
         "Train the latent model's first stage on the optical and SAR pictures of the pairs.",
         "python -m bbdm.train_first_stage --config_file configs/bbdm_qxs.yml BBDM.FIRST_STAGE_WIDTH 64 OUTPUT_DIR out",

@@ -1,4 +1,4 @@
-"""How often the intervals of `utils.intervals` hold the true mean, in simulated rankings.
+"""How often the intervals of `processor.ranking.intervals` hold the true mean, in simulated rankings.
 
     python -m benchmarks.interval_coverage [--draws 2000] [--seed 0] [--processes 2]
 
@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 
-from utils.intervals import mean_interval, paired_interval
+from processor.ranking.intervals import mean_interval, paired_interval
 
 GALLERY = 60
 RESAMPLES = 200

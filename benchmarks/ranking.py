@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.reranking import rerank, rerank_blocks
-from utils.retrieval import rank_distances, rank_features, squared_distances
+from processor.ranking.reranking import rerank, rerank_blocks
+from processor.ranking.retrieval import rank_distances, rank_features, squared_distances
 
 WIDTH = 768
 K1, K2, LAMBDA = 50, 15, 0.3

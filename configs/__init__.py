@@ -1,5 +1,5 @@
 """The configuration: its schema (`defaults`), and reading one from a file and the command line (`loading`)."""
 
-from configs.loading import ConfigError, load_cfg
+from configs.loading import load_cfg
 
-__all__ = ["ConfigError", "load_cfg"]
+__all__ = ["load_cfg"]

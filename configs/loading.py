@@ -12,6 +12,7 @@ import yaml
 from yacs.config import CfgNode
 
 from configs.defaults import CHOICES, FLAGS, RANGES, UNUSED, default_cfg
+from utils.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +21,6 @@ BASE_KEY = "_BASE_"
 
 TRUE_WORDS = ("yes", "on", "true", "1")
 FALSE_WORDS = ("no", "off", "false", "0")
-
-
-class ConfigError(ValueError):
-    """A wrong key or value, or a wrong call. The message names the key and what it may be."""
-
-    exit_status = 2
 
 
 def load_cfg(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
@@ -39,7 +34,7 @@ def load_cfg(config_file: str | Path | None = None, overrides: Sequence[str] = (
         A frozen node with every key of `configs.defaults`, each of its default's type.
 
     Raises:
-        ConfigError: unknown key, value of another type or range, unreadable file.
+        UsageError: unknown key, value of another type or range, unreadable file.
     """
     cfg = default_cfg()
     named: set[str] = set()
@@ -56,16 +51,16 @@ def load_cfg(config_file: str | Path | None = None, overrides: Sequence[str] = (
 def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, str, Any]]:
     """Yield (source, dotted key, value) of a .yml, its base first."""
     if path.resolve() in seen:
-        raise ConfigError(f"{path}: {BASE_KEY} leads back to a file that it came from; break the circle")
+        raise UsageError(f"{path}: {BASE_KEY} leads back to a file that it came from; break the circle")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}: {error.strerror}; give an existing .yml") from error
+        raise UsageError(f"cannot read the config file {path}: {error.strerror}; give an existing .yml") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {reason}") from error
+        raise UsageError(f"{path} is not valid YAML: {reason}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no settings; it must map sections such as MODEL to keys")
+        raise UsageError(f"{path} holds no settings; it must map sections such as MODEL to keys")
     base = content.pop(BASE_KEY, None)
     if base is not None:
         yield from _read_file(path.parent / str(base), (*seen, path.resolve()))
@@ -84,7 +79,7 @@ def _flatten(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _read_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
     if len(overrides) % 2:
-        raise ConfigError(
+        raise UsageError(
             f"settings on the command line come as KEY VALUE pairs; the last of {' '.join(overrides)} stands alone"
         )
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
@@ -99,11 +94,11 @@ def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
     if value is None and isinstance(node, CfgNode) and isinstance(node.get(name), CfgNode):
         return  # a section whose keys are all commented out
     if not isinstance(node, CfgNode) or name not in node or isinstance(node[name], CfgNode):
-        raise ConfigError(f"{source}: there is no key {key}; {_nearest(key)}")
+        raise UsageError(f"{source}: there is no key {key}; {_nearest(key)}")
     try:
         node[name] = _convert(key, value, node[name])
     except (ValueError, TypeError, SyntaxError, OverflowError) as error:
-        raise ConfigError(f"{source}: {key} cannot be {value!r}; it takes {_expected(key, node[name])}") from error
+        raise UsageError(f"{source}: {key} cannot be {value!r}; it takes {_expected(key, node[name])}") from error
 
 
 def known_keys(cfg: CfgNode | None = None, prefix: str = "") -> list[str]:
@@ -178,12 +173,12 @@ def _check(cfg: CfgNode) -> None:
     for key, choices in CHOICES.items():
         value = get_value(cfg, key)
         if value not in choices:
-            raise ConfigError(f"{key} cannot be {value!r}; it is one of {', '.join(choices)}")
+            raise UsageError(f"{key} cannot be {value!r}; it is one of {', '.join(choices)}")
     _check_lists(cfg)
     _check_ranges(cfg)
     batch, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
     if cfg.DATALOADER.SAMPLER == "softmax_triplet" and batch % instances:
-        raise ConfigError(
+        raise UsageError(
             f"SOLVER.IMS_PER_BATCH {batch} is not a multiple of DATALOADER.NUM_INSTANCE {instances}; "
             "a batch holds that many images of each of its identities"
         )
@@ -200,9 +195,9 @@ def _check_lists(cfg: CfgNode) -> None:
     for key, length in lengths.items():
         value = get_value(cfg, key)
         if len(value) != length:
-            raise ConfigError(f"{key} has {len(value)} numbers; it takes {length}")
+            raise UsageError(f"{key} has {len(value)} numbers; it takes {length}")
         if key != "INPUT.PIXEL_MEAN" and min(value) <= 0:
-            raise ConfigError(f"{key} is {list(value)}; its numbers are above 0")
+            raise UsageError(f"{key} is {list(value)}; its numbers are above 0")
 
 
 def _check_ranges(cfg: CfgNode) -> None:
@@ -211,9 +206,9 @@ def _check_ranges(cfg: CfgNode) -> None:
         value = get_value(cfg, key)
         if not low <= value <= high:  # also false for NaN
             limit = f"between {low} and {high}" if high < math.inf else f"at least {low}"
-            raise ConfigError(f"{key} is {value}; it must be {limit}")
+            raise UsageError(f"{key} is {value}; it must be {limit}")
     if cfg.INPUT.SAR_LOW_PERCENT >= cfg.INPUT.SAR_HIGH_PERCENT:
-        raise ConfigError("INPUT.SAR_LOW_PERCENT must be below INPUT.SAR_HIGH_PERCENT")
+        raise UsageError("INPUT.SAR_LOW_PERCENT must be below INPUT.SAR_HIGH_PERCENT")
 
 
 def get_value(cfg: CfgNode, key: str) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets.records import Modality, Record
+from datasets.records import Chip, Modality
 from datasets.sar import SarRendering
 from utils.errors import DataError
 
@@ -77,7 +77,7 @@ def read_sar(path: Path) -> NDArray[np.float32]:
     return values
 
 
-def read_chip(record: Record, render_sar: SarRendering) -> NDArray[np.uint8]:
+def read_chip(record: Chip, render_sar: SarRendering) -> NDArray[np.uint8]:
     """Read the picture of a record: RGB of an optical chip, the rendering of a SAR chip.
 
     Returns:

@@ -63,7 +63,7 @@ class Source:
     """An optical chip that samples are made from.
 
     Attributes:
-        split: as in `Record.split`.
+        split: as in `Chip.split`.
         name: file name.
         width: of the chip, and of its samples, in pixels.
         height: likewise.
@@ -167,7 +167,7 @@ def read_samples(
 
     Args:
         folder: the samples.
-        split: of the sources, as in `Record.split`.
+        split: of the sources, as in `Chip.split`.
         sources: the split's optical chips; names must differ.
         elsewhere: optical chips of all other splits, whose samples the folder may hold too; None lets a store hold any other
             split, and a folder without manifest none.

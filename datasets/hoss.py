@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.chips import IMAGE_SUFFIXES
-from datasets.records import DISTRACTOR, Modality, Protocol, Record
+from datasets.records import DISTRACTOR, Chip, Modality, Protocol
 from utils.errors import DataError, some
 
 logger = logging.getLogger(__name__)
@@ -36,9 +36,9 @@ class HossData:
         protocols: 'ALL', 'O2S' and 'S2O' over `images`; O2S or S2O is left out where one of its sides would be empty.
     """
 
-    train: tuple[Record, ...]
+    train: tuple[Chip, ...]
     labels: dict[int, int]
-    images: tuple[Record, ...]
+    images: tuple[Chip, ...]
     protocols: dict[str, Protocol]
 
     @property
@@ -54,9 +54,9 @@ class HossData:
             parts[f"{protocol.name} gallery"] = [self.images[index] for index in protocol.gallery]
         lines = [f"{'part':<12}{'ships':>8}{'images':>8}{'optical':>8}{'SAR':>8}{'distractors':>13}"]
         for name, records in parts.items():
-            ships = len({record.pid for record in records} - {DISTRACTOR})
+            ships = len({record.ship for record in records} - {DISTRACTOR})
             optical = sum(record.modality is Modality.OPTICAL for record in records)
-            distractors = sum(record.pid == DISTRACTOR for record in records)
+            distractors = sum(record.ship == DISTRACTOR for record in records)
             lines.append(f"{name:<12}{ships:>8}{len(records):>8}{optical:>8}{len(records) - optical:>8}{distractors:>13}")
         return "\n".join(lines)
 
@@ -77,13 +77,13 @@ def read_hoss(root_dir: str | Path, *, train: bool = True, test: bool = True) ->
     if not hoss.is_dir():
         raise DataError(f"{hoss} is no folder; set DATASETS.ROOT_DIR to the folder that holds HOSS/")
     train_records = read_split(hoss / "bounding_box_train", "train") if train else ()
-    pids = sorted({record.pid for record in train_records})
+    pids = sorted({record.ship for record in train_records})
     labels = {pid: label for label, pid in enumerate(pids)}
     images, protocols = _read_test(hoss) if test else ((), {})
     return HossData(train=train_records, labels=labels, images=images, protocols=protocols)
 
 
-def read_split(folder: Path, split: str) -> tuple[Record, ...]:
+def read_split(folder: Path, split: str) -> tuple[Chip, ...]:
     """List the chips of one folder, sorted by file name.
 
     Hidden files are passed over; so are files of other suffixes than `IMAGE_SUFFIXES` (in any case), with a warning.
@@ -106,10 +106,10 @@ def read_split(folder: Path, split: str) -> tuple[Record, ...]:
         (path.name for path in paths if copies[path.stem.lower()] > 1),
         f"{folder} holds several files of one name but for suffix or case; keep one of each of",
     )
-    records = tuple(Record(path, int(match[1]), MODALITIES[match[2].upper()], split) for path, match in names.items())
+    records = tuple(Chip(path, int(match[1]), MODALITIES[match[2].upper()], split) for path, match in names.items())
     if not split.endswith("gallery"):
         _refuse(
-            (record.path.name for record in records if record.pid == DISTRACTOR),
+            (record.path.name for record in records if record.ship == DISTRACTOR),
             f"{folder} holds distractors (pid {DISTRACTOR}), which belong in bounding_box_test; move",
         )
     return records
@@ -129,13 +129,13 @@ def _image_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def _read_test(hoss: Path) -> tuple[tuple[Record, ...], dict[str, Protocol]]:
+def _read_test(hoss: Path) -> tuple[tuple[Chip, ...], dict[str, Protocol]]:
     """Test images, each once, and the protocols over them."""
     query = read_split(hoss / "query", "query")
     gallery = read_split(hoss / "bounding_box_test", "gallery")
     images = [*query, *gallery]
     num_query = len(query)
-    if not {record.pid for record in query} & {record.pid for record in gallery} - {DISTRACTOR}:
+    if not {record.ship for record in query} & {record.ship for record in gallery} - {DISTRACTOR}:
         raise DataError(
             f"{hoss}: none of the {num_query} queries has a match among the {len(gallery)} images of bounding_box_test; "
             "the two should show the same ships"
@@ -157,7 +157,7 @@ def _read_test(hoss: Path) -> tuple[tuple[Record, ...], dict[str, Protocol]]:
                 tuple(i for i, record in main_split[:num_query] if record.modality is query_modality),
                 tuple(i for i, record in main_split[num_query:] if record.modality is gallery_modality),
             )
-        asked, shown = ({images[place].pid for place in side} for side in sides)
+        asked, shown = ({images[place].ship for place in side} for side in sides)
         if asked & shown - {DISTRACTOR}:
             protocols[name] = Protocol(name, *sides)
         else:
@@ -169,7 +169,7 @@ def _read_test(hoss: Path) -> tuple[tuple[Record, ...], dict[str, Protocol]]:
     return tuple(images), protocols
 
 
-def _place(record: Record, images: list[Record], places: dict[str, list[int]]) -> int:
+def _place(record: Chip, images: list[Chip], places: dict[str, list[int]]) -> int:
     """Index of the image that `record` is a copy of (same name, same bytes), after appending it where there is none.
 
     Args:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.chips import read_chip, read_optical, read_shape, size_triple
 from datasets.hoss import HossData
 from datasets.pairs import Pair, read_picture
-from datasets.records import Batch, Modality, Record
+from datasets.records import Batch, Chip, Modality
 from datasets.samplers import BatchSampler, IdentitySampler, PairSampler, ShuffledSampler
 from datasets.sar import SarRendering, build_sar_rendering
 from datasets.transforms import TestTransform, TrainTransform
@@ -78,7 +78,7 @@ class ChipDataset(Dataset):
         render_sar: SAR values -> picture.
     """
 
-    def __init__(self, records: Sequence[Record], labels: Sequence[int], transform: Transform, render_sar: SarRendering):
+    def __init__(self, records: Sequence[Chip], labels: Sequence[int], transform: Transform, render_sar: SarRendering):
         self.records = records
         self.labels = labels
         self.transform = transform
@@ -139,7 +139,7 @@ class GeneratedDataset(Dataset):
         transform: picture and random generator -> (3, H, W) tensor.
     """
 
-    def __init__(self, sample_paths: Sequence[Path], sources: Sequence[Record], transform: Transform):
+    def __init__(self, sample_paths: Sequence[Path], sources: Sequence[Chip], transform: Transform):
         if len(sample_paths) != len(sources):
             raise ValueError(f"{len(sample_paths)} samples for {len(sources)} sources: each needs its own")
         self.sample_paths = sample_paths
@@ -159,7 +159,7 @@ class GeneratedDataset(Dataset):
             size = size_triple(*read_shape(source.path), Modality.OPTICAL)
         except DataError as error:
             return error
-        return _item(self.transform, picture, draw, size=size, modality=Modality.SAR, label=source.pid)
+        return _item(self.transform, picture, draw, size=size, modality=Modality.SAR, label=source.ship)
 
 
 class ChipLoader(DataLoader):
@@ -200,7 +200,7 @@ def build_train_loader(cfg, data: HossData, *, device_type: str = "cpu", rank: i
         UsageError: a batch that K or the ranks do not divide.
         DataError: too few ships or images for a batch.
     """
-    labels = [data.labels[record.pid] for record in data.train]
+    labels = [data.labels[record.ship] for record in data.train]
     sharing = {"batch_size": cfg.SOLVER.IMS_PER_BATCH, "seed": cfg.SOLVER.SEED, "rank": rank, "world_size": world_size}
     if cfg.DATALOADER.SAMPLER == "softmax_triplet":
         sampler = IdentitySampler(labels, instances=cfg.DATALOADER.NUM_INSTANCE, **sharing)
@@ -225,20 +225,20 @@ def build_pair_loader(
 
 
 def build_test_loader(
-    cfg, records: Sequence[Record], *, device_type: str = "cpu", rank: int = 0, world_size: int = 1
+    cfg, records: Sequence[Chip], *, device_type: str = "cpu", rank: int = 0, world_size: int = 1
 ) -> ChipLoader:
     """Build a loader that reads each record once: this rank every `world_size`-th, in order; `Batch.indices` tells which.
 
     TEST.IMS_PER_BATCH counts the images of a batch on each rank.
     """
-    dataset = ChipDataset(records, [record.pid for record in records], _build_test_transform(cfg), _build_rendering(cfg))
+    dataset = ChipDataset(records, [record.ship for record in records], _build_test_transform(cfg), _build_rendering(cfg))
     return _build_once(cfg, dataset, device_type, range(rank, len(dataset), world_size))
 
 
 def build_generated_loader(
     cfg,
     sample_paths: Sequence[Path],
-    sources: Sequence[Record],
+    sources: Sequence[Chip],
     *,
     device_type: str = "cpu",
     rank: int = 0,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets.chips import FORMATS, IMAGE_SUFFIXES, SAR_MODES, read_chip, read_optical, read_shape
-from datasets.records import Modality, Record
+from datasets.records import Chip, Modality
 from datasets.sar import SarRendering
 from utils.errors import DataError, some
 from utils.log import progress
@@ -74,7 +74,7 @@ def read_registered_pairs(folder: str | Path, *, hold_out_every: int = 0) -> Pai
     return split_by_place(_read_folder(folder), hold_out_every)
 
 
-def pair_ship_views(records: Iterable[Record], *, hold_out_every: int = 0) -> PairLists:
+def pair_ship_views(records: Iterable[Chip], *, hold_out_every: int = 0) -> PairLists:
     """List every optical x SAR view of each ship; its place is the ship.
 
     Ships that one sensor alone saw make no pair and are counted in the log.
@@ -86,9 +86,9 @@ def pair_ship_views(records: Iterable[Record], *, hold_out_every: int = 0) -> Pa
     Raises:
         DataError: no ship was seen by both sensors.
     """
-    ships: dict[int, dict[Modality, list[Record]]] = {}
+    ships: dict[int, dict[Modality, list[Chip]]] = {}
     for record in records:
-        ships.setdefault(record.pid, {modality: [] for modality in Modality})[record.modality].append(record)
+        ships.setdefault(record.ship, {modality: [] for modality in Modality})[record.modality].append(record)
     pairs = tuple(
         Pair(optical.path, sar.path, str(pid), registered=False)
         for pid, views in sorted(ships.items())
@@ -201,7 +201,7 @@ def read_picture(pair: Pair, modality: Modality, render_sar: SarRendering) -> Pi
         return read_optical(pair.optical)
     if pair.registered and _is_8_bit(pair.sar):
         return read_optical(pair.sar)
-    return read_chip(Record(pair.sar, 0, Modality.SAR, "train"), render_sar)
+    return read_chip(Chip(pair.sar, 0, Modality.SAR, "train"), render_sar)
 
 
 def _is_8_bit(path: Path) -> bool:

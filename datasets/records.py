@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from utils.truth import DISTRACTOR as DISTRACTOR  # the `pid` of a gallery image that matches no query
+DISTRACTOR = -1
+"""The ship of a gallery image that matches no query."""
 
 
 class Modality(IntEnum):
@@ -18,18 +19,18 @@ class Modality(IntEnum):
 
 
 @dataclass(frozen=True)
-class Record:
+class Chip:
     """One chip on disk.
 
     Attributes:
         path: the image file.
-        pid: ship identity as in the file name; `DISTRACTOR` for an image of no query's ship.
+        ship: identity as in the file name; `DISTRACTOR` for an image of no query's ship.
         modality: optical or SAR, from the file name.
         split: 'train', 'query', 'gallery' or a subset split such as 'O2S/query'.
     """
 
     path: Path
-    pid: int
+    ship: int
     modality: Modality
     split: str
 

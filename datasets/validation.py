@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from datasets.curation.importing import ListedImage
+from datasets.curation.splitting import split_images
 from datasets.hoss import CROSS_PROTOCOLS, HossData, read_hoss
-from datasets.importing import ListedImage
-from datasets.records import Protocol, Record
-from datasets.splitting import split_images
+from datasets.records import Chip, Protocol
 from utils.errors import DataError
 
 
@@ -31,10 +31,10 @@ def build_validation_data(cfg) -> HossData:
     return hold_out(training.train, fraction=cfg.DATASETS.VAL_FRACTION, seed=cfg.SOLVER.SEED)
 
 
-def hold_out(records: Sequence[Record], *, fraction: float, seed: int) -> HossData:
+def hold_out(records: Sequence[Chip], *, fraction: float, seed: int) -> HossData:
     """Cut a validation part of its own ships from training chips; the same chips, fraction and seed give the same part.
 
-    The rule is that of `datasets.splitting.split_images`, which draws the ships that both sensors saw apart from the others.
+    The rule is that of `datasets.curation.splitting.split_images`, which draws the ships that both sensors saw apart.
     A ship of the part gives one query of each sensor, its other chips the gallery; where a sensor saw it once only, it gives
     one query of one sensor, of either in turn. ALL takes all of them, O2S the optical queries and the SAR gallery, S2O the
     reverse; a cross-modal protocol without a query that has a match is left out.
@@ -53,8 +53,8 @@ def hold_out(records: Sequence[Record], *, fraction: float, seed: int) -> HossDa
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the fraction is {fraction}; it lies between 0 and 1")
-    listed = [ListedImage(record.path.name, record.path, str(record.pid), record.modality) for record in records]
-    by_path: dict[Path, Record] = {record.path: record for record in records}
+    listed = [ListedImage(record.path.name, record.path, str(record.ship), record.modality) for record in records]
+    by_path: dict[Path, Chip] = {record.path: record for record in records}
     try:
         parts = split_images(listed, validation=fraction, test=0.0, seed=seed)
     except DataError as error:
@@ -65,17 +65,17 @@ def hold_out(records: Sequence[Record], *, fraction: float, seed: int) -> HossDa
         sorted((replace(by_path[image.path], split=split) for image in images), key=lambda record: record.path.name)
         for images, split in ((parts.validation_query, "validation/query"), (parts.validation_gallery, "validation/gallery"))
     )
-    labels = {pid: label for label, pid in enumerate(sorted({record.pid for record in train}))}
+    labels = {pid: label for label, pid in enumerate(sorted({record.ship for record in train}))}
     return HossData(train=train, labels=labels, images=(*query, *gallery), protocols=_protocols(query, gallery))
 
 
-def _protocols(query: Sequence[Record], gallery: Sequence[Record]) -> dict[str, Protocol]:
+def _protocols(query: Sequence[Chip], gallery: Sequence[Chip]) -> dict[str, Protocol]:
     """ALL, and each cross-modal protocol that has a query with a match, over the images (*query, *gallery)."""
     first = len(query)
     protocols = {"ALL": Protocol("ALL", tuple(range(first)), tuple(range(first, first + len(gallery))))}
     for name, (asking, asked) in CROSS_PROTOCOLS.items():
         queries = tuple(place for place, record in enumerate(query) if record.modality is asking)
         candidates = tuple(place for place, record in enumerate(gallery, start=first) if record.modality is asked)
-        if {query[place].pid for place in queries} & {gallery[place - first].pid for place in candidates}:
+        if {query[place].ship for place in queries} & {gallery[place - first].ship for place in candidates}:
             protocols[name] = Protocol(name, queries, candidates)
     return protocols

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.records import Record
+from datasets.records import Chip
 from utils import distributed
 from utils.checkpoint import load, save, sha256
 from utils.errors import CheckpointError
@@ -50,7 +50,7 @@ def hash_text(parts: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
 
 
-def chip_contents(records: Sequence[Record], hashes: Sequence[str]) -> list[str]:
+def chip_contents(records: Sequence[Chip], hashes: Sequence[str]) -> list[str]:
     """What decides the picture of each chip: its file (`hashes`), how it is read, its modality."""
     return [
         f"{digest} {record.path.suffix.lower()} {int(record.modality)}" for record, digest in zip(records, hashes, strict=True)

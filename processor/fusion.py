@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datasets.generated import read_samples
-from datasets.records import Modality, Record
+from datasets.records import Chip, Modality
 from utils.errors import DataError
 
 
@@ -70,7 +70,7 @@ class SampleSet:
     steps: int | None = None
 
 
-def find_samples(images: Sequence[Record], *, query_dir: str, gallery_dir: str, count: int = 0) -> SampleSet | None:
+def find_samples(images: Sequence[Chip], *, query_dir: str, gallery_dir: str, count: int = 0) -> SampleSet | None:
     """Find the samples of the optical test images; every one of a side whose folder is given must have them.
 
     Args:

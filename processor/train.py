@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datasets.records import Batch
-from processor.evaluate import RATES, Evaluation, Score, results_table
+from processor.ranking.evaluation import RATES, Evaluation, Score, results_table
 from processor.selection import Split, build_split, write_selection
 from utils import distributed
 from utils.checkpoint import restore_optimizer, restore_scaler, save

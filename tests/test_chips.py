@@ -11,7 +11,7 @@ from PIL import Image, TiffImagePlugin
 
 from datasets import chips
 from datasets.chips import read_chip, read_optical, read_sar, read_shape, size_triple
-from datasets.records import Modality, Record
+from datasets.records import Chip, Modality
 from datasets.sar import render_max, render_percentile
 from tests.chip_files import optical_pixels, sar_values, write_chip
 from utils.errors import DataError
@@ -74,14 +74,14 @@ def test_16_bit_sar_chips_are_values(tmp_path, suffix):
 
 def test_a_jpeg_named_rgb_is_optical(tmp_path):
     path = write_chip(tmp_path / "0001_RGB.jpg")
-    picture = read_chip(Record(path, 1, Modality.OPTICAL, "query"), render_percentile)
+    picture = read_chip(Chip(path, 1, Modality.OPTICAL, "query"), render_percentile)
     assert picture.shape == (60, 24, 3)
     assert (picture[..., 0] != picture[..., 1]).any()
 
 
 def test_a_sar_record_is_rendered(tmp_path):
     path = write_chip(tmp_path / "0001_SAR.tif", seed=5)
-    picture = read_chip(Record(path, 1, Modality.SAR, "query"), render_percentile)
+    picture = read_chip(Chip(path, 1, Modality.SAR, "query"), render_percentile)
     np.testing.assert_array_equal(picture, render_percentile(sar_values(5)))
 
 
@@ -197,7 +197,7 @@ def test_damaged_bytes_give_a_picture_or_a_refusal_and_nothing_else(tmp_path, na
     path.write_bytes(content)
     modality = Modality.SAR if "SAR" in name else Modality.OPTICAL
     try:
-        picture = read_chip(Record(path, 1, modality, "query"), render_percentile)
+        picture = read_chip(Chip(path, 1, modality, "query"), render_percentile)
     except DataError as error:
         assert str(path) in str(error)
     else:
@@ -218,13 +218,13 @@ def test_sar_values_that_are_not_finite_are_refused(tmp_path, value):
 def test_a_sar_chip_of_one_value_is_black(tmp_path, value):
     path = tmp_path / "0001_SAR.tif"
     Image.fromarray(np.full((20, 10), value, np.float32)).save(path)
-    assert not read_chip(Record(path, 1, Modality.SAR, "query"), render_percentile).any()
+    assert not read_chip(Chip(path, 1, Modality.SAR, "query"), render_percentile).any()
 
 
 def test_a_rendering_that_refuses_names_the_file(tmp_path):
     path = tmp_path / "0001_SAR.tif"
     Image.fromarray(-1 - sar_values()).save(path)
-    refused(path, lambda path: read_chip(Record(path, 1, Modality.SAR, "query"), render_max), "decibels")
+    refused(path, lambda path: read_chip(Chip(path, 1, Modality.SAR, "query"), render_max), "decibels")
 
 
 def test_a_picture_too_large_for_a_ship_is_refused_before_it_is_decoded(tmp_path, monkeypatch):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from processor.comparison import compare_outcomes
-from processor.evaluate import Outcome
+from processor.ranking.comparison import compare_outcomes
+from processor.ranking.evaluation import Outcome
 from tests.commands import call
 from tools import compare
 from utils.errors import DataError

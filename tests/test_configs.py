@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs import ConfigError, load_cfg
+from configs import load_cfg
 from configs.defaults import CHOICES, FLAGS, UNUSED, default_cfg
 from configs.loading import get_value, known_keys
 from tests.commands import write_file
+from utils.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("*.yml"))
@@ -287,7 +288,7 @@ def test_a_base_is_outweighed_by_the_file_that_names_it(tmp_path):
 
 def test_a_base_that_leads_back_is_refused(tmp_path):
     write_file(tmp_path / "a.yml", "_BASE_: b.yml")
-    with pytest.raises(ConfigError, match=r"\.yml: _BASE_ leads back"):
+    with pytest.raises(UsageError, match=r"\.yml: _BASE_ leads back"):
         load_cfg(write_file(tmp_path / "b.yml", "_BASE_: a.yml"))
 
 
@@ -316,7 +317,7 @@ def test_a_config_is_frozen_and_fresh():
     ],
 )
 def test_an_unknown_key_names_the_nearest_one(key, nearest):
-    with pytest.raises(ConfigError, match=f"there is no key {re.escape(key)}; the nearest is ") as raised:
+    with pytest.raises(UsageError, match=f"there is no key {re.escape(key)}; the nearest is ") as raised:
         load_cfg(None, [key, "1"])
     assert raised.value.exit_status == 2
     if nearest:
@@ -324,7 +325,7 @@ def test_an_unknown_key_names_the_nearest_one(key, nearest):
 
 
 def test_an_unknown_key_of_a_file_names_the_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"some\.yml: there is no key MODEL\.NAMES; the nearest is "):
+    with pytest.raises(UsageError, match=r"some\.yml: there is no key MODEL\.NAMES; the nearest is "):
         load_text(tmp_path, "MODEL: {NAMES: x}")
 
 
@@ -348,14 +349,14 @@ def test_an_unknown_key_of_a_file_names_the_file(tmp_path):
     ],
 )
 def test_values_of_another_type_are_refused(key, value):
-    with pytest.raises(ConfigError, match=f"{key} cannot be .*; it takes "):
+    with pytest.raises(UsageError, match=f"{key} cannot be .*; it takes "):
         load_cfg(None, [key, value])
 
 
 @pytest.mark.parametrize("value", ["true", "[1, 2]"])
 def test_typed_values_of_another_type_are_refused(tmp_path, value):
     for key in ("MAX_EPOCHS", "BASE_LR"):
-        with pytest.raises(ConfigError, match=f"SOLVER.{key} cannot be"):
+        with pytest.raises(UsageError, match=f"SOLVER.{key} cannot be"):
             load_text(tmp_path, f"SOLVER: {{{key}: {value}}}")
 
 
@@ -397,35 +398,35 @@ def test_typed_values_of_another_type_are_refused(tmp_path, value):
     ],
 )
 def test_values_out_of_range_are_refused_by_name(key, value):
-    with pytest.raises(ConfigError, match=re.escape(key)):
+    with pytest.raises(UsageError, match=re.escape(key)):
         load_cfg(None, [key, value])
 
 
 def test_a_batch_that_the_images_of_an_identity_do_not_divide():
     call = ["SOLVER.IMS_PER_BATCH", "30", "DATALOADER.NUM_INSTANCE", "4", "DATALOADER.SAMPLER"]
-    with pytest.raises(ConfigError, match=r"SOLVER\.IMS_PER_BATCH 30 is not a multiple of DATALOADER\.NUM_INSTANCE 4"):
+    with pytest.raises(UsageError, match=r"SOLVER\.IMS_PER_BATCH 30 is not a multiple of DATALOADER\.NUM_INSTANCE 4"):
         load_cfg(None, [*call, "softmax_triplet"])
     assert load_cfg(None, [*call, "softmax"]).SOLVER.IMS_PER_BATCH == 30
 
 
 def test_a_key_without_value_is_refused():
-    with pytest.raises(ConfigError, match="KEY VALUE pairs"):
+    with pytest.raises(UsageError, match="KEY VALUE pairs"):
         load_cfg(None, ["SOLVER.SEED", "1", "SOLVER.MARGIN"])
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "just words", "MODEL: {NAME: [", "MODEL:\n\tNAME: x", "\x00"])
 def test_files_without_settings_are_refused_by_name(tmp_path, text):
-    with pytest.raises(ConfigError, match=r"some\.yml"):
+    with pytest.raises(UsageError, match=r"some\.yml"):
         load_text(tmp_path, text)
 
 
 def test_files_that_cannot_be_read_are_refused_by_name(tmp_path):
-    with pytest.raises(ConfigError, match=r"missing\.yml"):
+    with pytest.raises(UsageError, match=r"missing\.yml"):
         load_cfg(tmp_path / "missing.yml")
-    with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
+    with pytest.raises(UsageError, match=re.escape(str(tmp_path))):
         load_cfg(tmp_path)
     (tmp_path / "latin.yml").write_bytes(b"OUTPUT_DIR: caf\xe9")
-    with pytest.raises(ConfigError, match=r"latin\.yml is not valid YAML"):
+    with pytest.raises(UsageError, match=r"latin\.yml is not valid YAML"):
         load_cfg(tmp_path / "latin.yml")
 
 

@@ -15,7 +15,7 @@ def results(r1: float, low: float, fused: bool) -> dict:
 
 @pytest.fixture
 def commands(monkeypatch) -> list[tuple[str, ...]]:
-    """Record the demo's commands instead of running them; test.py writes a result."""
+    """Chip the demo's commands instead of running them; test.py writes a result."""
     run = []
 
     def record(*arguments: str) -> None:

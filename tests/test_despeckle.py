@@ -5,7 +5,7 @@ import pytest
 
 from datasets.chips import read_chip
 from datasets.despeckle import CLAHE_LIMIT, equalise, lee, noise_deviation, non_local_means
-from datasets.records import Modality, Record
+from datasets.records import Chip, Modality
 from datasets.sar import build_sar_rendering, render_percentile
 from tests.chip_files import sar_values, write_chip
 from utils.errors import DataError
@@ -118,7 +118,7 @@ def test_small_and_even_chips_do_no_harm(name, shape):
 
 @pytest.mark.parametrize("name", ["lee", "nlm"])
 def test_decibels_are_refused_by_the_name_of_the_chip(tmp_path, name):
-    record = Record(write_chip(tmp_path / "1_SAR.tif"), 1, Modality.SAR, "query")
+    record = Chip(write_chip(tmp_path / "1_SAR.tif"), 1, Modality.SAR, "query")
     with pytest.raises(DataError, match=r"1_SAR\.tif has values below 0 \(decibels\?\)"):
         read_chip(record, lambda values: build_sar_rendering(name)(values - 1))
     assert read_chip(record, lambda values: build_sar_rendering("clahe")(values - 1)).any()

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from datasets.records import Modality, Protocol, Record
-from processor.evaluate import Expansion, Ranking, Reranking, build_ranking, rank_protocol
+from datasets.records import Chip, Modality, Protocol
+from processor.ranking import expansion
+from processor.ranking.evaluation import Expansion, Ranking, Reranking, build_ranking, rank_protocol
+from processor.ranking.expansion import expand_queries
 from tests.commands import tiny_cfg
 from tools.rank import rank_records
-from utils import expansion
-from utils.expansion import expand_queries
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -51,8 +51,8 @@ def test_blocks_of_queries_give_the_whole(monkeypatch):
     torch.testing.assert_close(expand_queries(query, gallery, count=3, alpha=3.0), whole)
 
 
-def records(count: int, split: str) -> list[Record]:
-    return [Record(Path(f"{split}{i}.tif"), i % 4, Modality(i // 4 % 2), split) for i in range(count)]
+def records(count: int, split: str) -> list[Chip]:
+    return [Chip(Path(f"{split}{i}.tif"), i % 4, Modality(i // 4 % 2), split) for i in range(count)]
 
 
 @pytest.mark.parametrize("same_modality", [True, False])
@@ -64,7 +64,7 @@ def test_evaluation_and_lists_expand_alike(same_modality, reranking):
     protocol = Protocol("ALL", tuple(range(8)), tuple(range(8, 32)))
     result = rank_protocol(protocol, features, [*query, *gallery], ranking)
     lists = rank_records(query, gallery, features, ranking, top_k=0)
-    firsts = [[record.pid for record in ranked.found].index(ranked.query.pid) + 1 for ranked in lists]
+    firsts = [[record.ship for record in ranked.found].index(ranked.query.ship) + 1 for ranked in lists]
     assert firsts == result.first_match.tolist()
     plain = rank_protocol(protocol, features, [*query, *gallery], Ranking(same_modality=same_modality, reranking=reranking))
     assert (plain.average_precision != result.average_precision).any()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.records import DISTRACTOR, Modality, Record
+from datasets.records import DISTRACTOR, Chip, Modality
 from tests.commands import call, write_file
 from tools import fuse_results as command
 from tools import rank
@@ -52,8 +52,8 @@ def test_of_equal_scores_the_first_file_decides():
 @pytest.fixture
 def written(tmp_path) -> dict[str, Path]:
     """One ranking in both formats, as tools.rank writes them, and another one."""
-    query = Record(Path("who, exactly.png"), DISTRACTOR, Modality.SAR, "query")
-    gallery = [Record(Path(f"{name}.png"), DISTRACTOR, Modality.OPTICAL, "gallery") for name in "abcdefghijkl"]
+    query = Chip(Path("who, exactly.png"), DISTRACTOR, Modality.SAR, "query")
+    gallery = [Chip(Path(f"{name}.png"), DISTRACTOR, Modality.OPTICAL, "gallery") for name in "abcdefghijkl"]
     lists = [rank.RankedList(query, tuple(gallery), tuple(range(12)))]
     return {
         "csv": write_file(tmp_path / "ranking.csv", rank.format_csv(lists)),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datasets.hoss import read_hoss, read_split
-from datasets.records import DISTRACTOR, Modality, Record
+from datasets.records import DISTRACTOR, Chip, Modality
 from tests.chip_files import write_chip, write_hoss
 from utils.errors import DataError
 
@@ -31,9 +31,9 @@ def test_a_whole_data_set(tmp_path):
     assert data.num_identities == 4
     assert len(data.images) == 6 + 12 + 2
     first = data.train[0]
-    assert first == Record(tmp_path / "HOSS/bounding_box_train/0001_s01c0_RGB.tif", 1, Modality.OPTICAL, "train")
+    assert first == Chip(tmp_path / "HOSS/bounding_box_train/0001_s01c0_RGB.tif", 1, Modality.OPTICAL, "train")
     assert [record.split for record in data.images] == ["query"] * 6 + ["gallery"] * 14
-    assert sum(record.pid == DISTRACTOR for record in data.images) == 2
+    assert sum(record.ship == DISTRACTOR for record in data.images) == 2
     for split in ("query", "gallery"):
         paths = [record.path.name for record in data.images if record.split == split]
         assert paths == sorted(paths)
@@ -231,7 +231,7 @@ def test_the_real_sample_is_listed_as_by_the_released_program():
     data = read_hoss(REAL)
     with np.load(GOLDEN, allow_pickle=False) as golden:
         assert [record.path.name for record in data.images] == golden["names"].tolist()
-        assert [record.pid for record in data.images] == golden["pids"].tolist()
+        assert [record.ship for record in data.images] == golden["pids"].tolist()
         assert [int(record.modality) for record in data.images] == golden["camids"].tolist()
         assert len(data.protocols["ALL"].query) == golden["num_query"]
     assert data.num_identities == 21

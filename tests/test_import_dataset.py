@@ -11,16 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs import ConfigError
-from datasets.checks import check_dataset
+from datasets.curation.checks import check_dataset
+from datasets.curation.importing import ListedImage, read_table, read_task
+from datasets.curation.splitting import number_ships, split_images
 from datasets.hoss import read_hoss
-from datasets.importing import ListedImage, read_table, read_task
 from datasets.modality import find_modality, modality_of_name
 from datasets.records import Modality
-from datasets.splitting import number_ships, split_images
 from tests.chip_files import optical_pixels, sar_values, write_chip
 from tools import import_dataset as command
-from utils.errors import DataError
+from utils.errors import DataError, UsageError
 
 SHIPS = 12
 
@@ -312,7 +311,7 @@ def test_the_written_data_set_is_whole(tmp_path, chips, table, way, capsys):
         assert report.splits["train"].ships == 6 and report.splits["query"].ships == 3
     main, validation = read_hoss(output), read_hoss(output / "validation")
     assert [record.path.name for record in main.train] == [record.path.name for record in validation.train]
-    assert {r.pid for r in main.images} & {r.pid for r in validation.images} <= {-1}
+    assert {r.ship for r in main.images} & {r.ship for r in validation.images} <= {-1}
     with (output / "images.csv").open(encoding="utf-8", newline="") as file:
         origins = list(csv.DictReader(file))
     assert len({row["source"] for row in origins}) == 4 * SHIPS + 2
@@ -334,7 +333,7 @@ def test_a_task_decides_the_test_and_keeps_its_ships_out_of_training(tmp_path, c
     run("--csv", table, "--images", chips, "--output", tmp_path / "d", "--task", write_task(tmp_path / "task.json", content))
     data = read_hoss(tmp_path / "d")
     assert sorted(data.labels) == list(range(4, SHIPS + 1))
-    assert [(r.pid, r.split) for r in data.images] == [
+    assert [(r.ship, r.split) for r in data.images] == [
         (1, "query"),
         (2, "query"),
         (-1, "gallery"),
@@ -366,7 +365,7 @@ def test_nothing_is_written_over_or_left_half_done(tmp_path, chips, table, monke
     output = tmp_path / "data"
     output.mkdir()
     (output / "mine.txt").write_text("keep")
-    with pytest.raises(ConfigError, match="not an empty folder") as caught:
+    with pytest.raises(UsageError, match="not an empty folder") as caught:
         run("--csv", table, "--images", chips, "--output", output)
     assert caught.value.exit_status == 2 and (output / "mine.txt").read_text() == "keep"
 
@@ -386,5 +385,5 @@ def test_nothing_is_written_over_or_left_half_done(tmp_path, chips, table, monke
     "shares", [("--test", 0), ("--test", 1), ("--validation", -0.1), ("--validation", 0.7), ("--seed", -1)]
 )
 def test_wrong_calls(tmp_path, table, shares):
-    with pytest.raises(ConfigError, match=r"--validation|--seed"):
+    with pytest.raises(UsageError, match=r"--validation|--seed"):
         run("--csv", table, "--output", tmp_path / "d", *shares)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from benchmarks.interval_coverage import coverage, make_population
-from utils.intervals import _Spread, mean_interval, paired_interval
+from processor.ranking.intervals import _Spread, mean_interval, paired_interval
 
 
 def test_the_interval_of_independent_hits_is_wilsons():

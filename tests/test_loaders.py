@@ -62,7 +62,7 @@ def test_a_training_batch_holds_what_its_records_say(data):
             assert (values.shape, values.dtype) == ((8,), torch.int64)
         for place, index in enumerate(batch.indices.tolist()):
             record = data.train[index]
-            assert batch.labels[place] == data.labels[record.pid]
+            assert batch.labels[place] == data.labels[record.ship]
             assert batch.modalities[place] == record.modality
             width, height = (24, 60) if record.modality is Modality.OPTICAL else (18, 45)
             expected = torch.from_numpy(size_triple(width, height, record.modality)).float()
@@ -72,7 +72,7 @@ def test_a_training_batch_holds_what_its_records_say(data):
 def test_a_test_loader_gives_each_image_once_in_order_with_its_pid(data):
     batches = list(build_test_loader(make_cfg(), data.images))
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(len(data.images)))
-    assert torch.cat([batch.labels for batch in batches]).tolist() == [record.pid for record in data.images]
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [record.ship for record in data.images]
     assert [len(batch.images) for batch in batches] == [6] * 4 + [len(data.images) - 24], "the last batch is not dropped"
 
 
@@ -143,7 +143,7 @@ def test_generated_pictures_have_modality_sar_and_the_size_of_their_source(data,
         Image.fromarray(optical_pixels(number, height=256, width=256)).save(path)
     batch = next(iter(build_generated_loader(make_cfg(), paths, [source] * 3)))
     assert batch.modalities.tolist() == [Modality.SAR] * 3
-    assert batch.labels.tolist() == [source.pid] * 3
+    assert batch.labels.tolist() == [source.ship] * 3
     assert batch.indices.tolist() == [0, 1, 2]
     expected = torch.from_numpy(size_triple(24, 60, Modality.OPTICAL)).float().expand(3, 3)
     torch.testing.assert_close(batch.sizes, expected, rtol=0, atol=0)

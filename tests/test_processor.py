@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from datasets.records import Batch, Modality, Protocol, Record
+from datasets.records import Batch, Chip, Modality, Protocol
 from loss.criterion import Criterion
 from model.reid import ReIDOutput
-from processor.evaluate import Ranking, Reranking, build_ranking, evaluate, rank_protocol, results_dict, results_table
 from processor.features import extract_features
 from processor.fusion import find_samples, fuse, fuse_images
+from processor.ranking.evaluation import Ranking, Reranking, build_ranking, evaluate, rank_protocol, results_dict, results_table
+from processor.ranking.reranking import rerank_apart
+from processor.ranking.retrieval import rank_features
 from processor.selection import Split
 from processor.train import Run, Trainer, fit, save_checkpoints, train_one_epoch
 from solver.schedule import cosine_schedule
@@ -25,8 +27,6 @@ from utils.checkpoint import load
 from utils.device import Precision
 from utils.errors import CheckpointError, DataError, TrainingError
 from utils.log import MetricsWriter
-from utils.reranking import rerank_apart
-from utils.retrieval import rank_features
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision("cpu")
@@ -93,7 +93,7 @@ def test_a_mirrored_view_joins_the_feature_if_asked():
 
 
 def test_optical_and_sar_queries_are_reranked_apart():
-    records = [Record(Path(f"{i}.tif"), i % 3, Modality(i % 2), "query") for i in range(24)]
+    records = [Chip(Path(f"{i}.tif"), i % 3, Modality(i % 2), "query") for i in range(24)]
     features = unit(24, 8)
     ranking = Ranking(reranking=Reranking(k1=6, k2=3))
     sides = tuple(range(8)), tuple(range(8, 24))
@@ -161,8 +161,8 @@ def test_images_without_samples_keep_their_feature():
 # Protocols
 
 
-def chip(pid: int, modality: Modality, split: str) -> Record:
-    return Record(Path(f"{pid}_x_{modality.name}.tif"), pid, modality, split)
+def chip(pid: int, modality: Modality, split: str) -> Chip:
+    return Chip(Path(f"{pid}_x_{modality.name}.tif"), pid, modality, split)
 
 
 OPTICAL, SAR = Modality.OPTICAL, Modality.SAR
@@ -210,8 +210,8 @@ def test_the_memory_key_sets_the_blocks_and_not_the_figures(reranking, monkeypat
 
         return noting
 
-    monkeypatch.setattr("processor.evaluate.rank_features", note(rank_features))
-    monkeypatch.setattr("processor.evaluate.rerank_apart", note(rerank_apart))
+    monkeypatch.setattr("processor.ranking.evaluation.rank_features", note(rank_features))
+    monkeypatch.setattr("processor.ranking.evaluation.rerank_apart", note(rerank_apart))
     rankings = [
         replace(build_ranking(tiny_cfg(TEST__RANKING_MEMORY=gigabytes), torch.device("cpu")), reranking=reranking)
         for gigabytes in (0.25, 2.0)
@@ -260,7 +260,7 @@ def test_results_are_json_and_a_table():
 
 def test_no_folder_of_samples_is_no_fusion_and_one_without_optical_images_an_error(tmp_path):
     assert find_samples(IMAGES, query_dir="", gallery_dir="") is None
-    images = [Record(write_chip(tmp_path / "1_x_SAR.tif"), 1, SAR, "query")]
+    images = [Chip(write_chip(tmp_path / "1_x_SAR.tif"), 1, SAR, "query")]
     with pytest.raises(DataError, match="no optical image"):
         find_samples(images, query_dir=str(tmp_path), gallery_dir="")
 

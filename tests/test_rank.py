@@ -10,19 +10,19 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from configs import ConfigError, load_cfg
+from configs import load_cfg
 from datasets.hoss import read_hoss
 from datasets.modality import list_images
-from datasets.records import DISTRACTOR, Modality, Record
+from datasets.records import DISTRACTOR, Chip, Modality
 from datasets.sar import build_sar_rendering
 from model.build import build_model
-from processor.evaluate import Ranking, Reranking, rank_protocol
+from processor.ranking.evaluation import Ranking, Reranking, rank_protocol
 from tests.chip_files import optical_pixels, sar_values, write_chip, write_hoss
 from tools import check_dataset, import_dataset
 from tools import rank as command
 from tools.rank import RankedList, draw_sheet, find_records, prediction, rank_records
 from utils.checkpoint import save
-from utils.errors import CheckpointError, DataError
+from utils.errors import CheckpointError, DataError, UsageError
 
 SMALL = {
     "MODEL.DEVICE": "cpu",
@@ -65,7 +65,7 @@ def run(query, gallery, weights, *arguments) -> None:
 
 
 def records(modalities, split="gallery"):
-    return [Record(Path(f"{split}{number}.tif"), DISTRACTOR, modality, split) for number, modality in enumerate(modalities)]
+    return [Chip(Path(f"{split}{number}.tif"), DISTRACTOR, modality, split) for number, modality in enumerate(modalities)]
 
 
 # The order
@@ -81,7 +81,7 @@ def test_lists_agree_with_the_evaluation(tmp_path, same_modality, reranking):
     query, gallery = ([data.images[i] for i in side] for side in (protocol.query, protocol.gallery))
     lists = rank_records(query, gallery, features, ranking, top_k=0)
     for ranked, first in zip(lists, expected.first_match, strict=True):
-        matches = [rank for rank, record in enumerate(ranked.found, start=1) if record.pid == ranked.query.pid]
+        matches = [rank for rank, record in enumerate(ranked.found, start=1) if record.ship == ranked.query.ship]
         assert matches[0] == first
         assert list(ranked.distances) == sorted(ranked.distances)
         assert len(ranked.found) == sum(same_modality or r.modality is not ranked.query.modality for r in gallery)
@@ -172,7 +172,7 @@ def test_a_damaged_picture_leaves_nothing_written(folders, weights, tmp_path):
 
 
 def test_a_negative_length_is_a_wrong_call(folders, weights):
-    with pytest.raises(ConfigError, match="--top-k"):
+    with pytest.raises(UsageError, match="--top-k"):
         run(*folders, weights, "--top-k", "-1")
 
 
@@ -188,7 +188,7 @@ def test_sheets_show_the_query_and_what_was_found(folders):
 
 def test_long_and_foreign_names_fit_on_a_sheet(tmp_path):
     path = write_chip(tmp_path / ("船" * 30 + "_RGB.png"))
-    record = Record(path, DISTRACTOR, Modality.OPTICAL, "query")
+    record = Chip(path, DISTRACTOR, Modality.OPTICAL, "query")
     assert draw_sheet(RankedList(record, (record,), (0.0,)), build_sar_rendering("max")).size[1] > command.CELL[1]
 
 

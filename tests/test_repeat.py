@@ -9,13 +9,12 @@ import pytest
 import processor.train
 import test as test_command
 import train as train_command
-from configs import ConfigError
-from processor.comparison import Results, Scored
-from processor.evaluate import Outcome
+from processor.ranking.comparison import Results, Scored
+from processor.ranking.evaluation import Outcome
 from tests.chip_files import write_chip, write_hoss
 from tests.commands import call, settings
 from tools import repeat
-from utils.errors import DataError
+from utils.errors import DataError, UsageError
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("0-4", [0, 1, 2, 3, 4]), ("3", [3]), ("1,5-6,9", [1, 5, 6, 9])])
@@ -25,7 +24,7 @@ def test_seeds(text, seeds):
 
 @pytest.mark.parametrize("text", ["", "a", "4-0", "1,1", "1-", "0-2,2"])
 def test_seeds_that_are_none(text):
-    with pytest.raises(ConfigError, match="--seeds"):
+    with pytest.raises(UsageError, match="--seeds"):
         repeat.parse_seeds(text)
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from utils import reranking
+from processor.ranking import reranking
+from processor.ranking.reranking import rerank, rerank_apart, rerank_blocks
+from processor.ranking.retrieval import rank_distances
 from utils.errors import DataError
-from utils.reranking import rerank, rerank_apart, rerank_blocks
-from utils.retrieval import rank_distances
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("metrics*.npz"))
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import retrieval
+from processor.ranking import retrieval
+from processor.ranking.retrieval import RetrievalResult, join_results, rank_distances, rank_features, squared_distances
 from utils.errors import DataError
-from utils.retrieval import RetrievalResult, join_results, rank_distances, rank_features, squared_distances
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("metrics*.npz"))
 

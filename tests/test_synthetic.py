@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import ConfigError
 from datasets.records import DISTRACTOR, Modality
-from datasets.ship_designs import draw_ship
-from datasets.synthetic import OPTICAL_PIXEL, cast_shadow, draw_plan, render_optical, render_sar
+from datasets.ships.designs import draw_ship
+from datasets.ships.rendering import OPTICAL_PIXEL, cast_shadow, draw_plan, render_optical, render_sar
 from tools import make_dataset
+from utils.errors import UsageError
 
 SHIPS = [draw_ship(np.random.default_rng([7, number])) for number in range(40)]
 
@@ -111,17 +111,17 @@ def test_plan_of_files():
     chips = list(make_dataset.plan_chips(ships=60, test_ships=24, views=3, distractors=8))
     assert len({(chip.folder, chip.name) for chip in chips}) == len(chips)
     folders = {
-        folder: {chip.pid for chip in chips if chip.folder == folder and chip.pid != DISTRACTOR}
+        folder: {chip.ship for chip in chips if chip.folder == folder and chip.ship != DISTRACTOR}
         for folder in ("bounding_box_train", "query", "bounding_box_test")
     }
     assert folders["query"] == folders["bounding_box_test"] and len(folders["query"]) == 24
     assert len(folders["bounding_box_train"]) == 36 and not folders["bounding_box_train"] & folders["query"]
     for pids in (folders["bounding_box_train"], folders["query"]):
-        seen = {pid: frozenset(chip.modality for chip in chips if chip.pid == pid) for pid in pids}
+        seen = {pid: frozenset(chip.modality for chip in chips if chip.ship == pid) for pid in pids}
         kinds = list(seen.values())
         assert kinds.count(frozenset({Modality.OPTICAL})) >= 1 and kinds.count(frozenset({Modality.SAR})) >= 1
         assert kinds.count(frozenset(Modality)) > len(pids) / 2
-    assert {chip.modality for chip in chips if chip.pid == DISTRACTOR} == set(Modality)
+    assert {chip.modality for chip in chips if chip.ship == DISTRACTOR} == set(Modality)
 
 
 @pytest.mark.parametrize(("query", "gallery"), [(Modality.OPTICAL, Modality.SAR), (Modality.SAR, Modality.OPTICAL)])
@@ -130,8 +130,8 @@ def test_default_data_set_leaves_little_to_chance(query, gallery):
     chips = list(
         make_dataset.plan_chips(ships=args.ships, test_ships=args.test_ships, views=args.views, distractors=args.distractors)
     )
-    held = [chip.pid for chip in chips if chip.folder == "bounding_box_test" and chip.modality == gallery]
-    asked = [chip.pid for chip in chips if chip.folder == "query" and chip.modality == query]
+    held = [chip.ship for chip in chips if chip.folder == "bounding_box_test" and chip.modality == gallery]
+    asked = [chip.ship for chip in chips if chip.folder == "query" and chip.modality == query]
     chance = np.mean([held.count(pid) / len(held) for pid in asked if pid in held])
     assert args.ships >= 60 and 0 < chance <= 0.03
 
@@ -170,6 +170,6 @@ def test_a_folder_that_is_not_empty_is_kept(tmp_path):
     "words", [["--views", "1"], ["--ships", "5", "--test-ships", "5"], ["--test-ships", "0"], ["--seed", "-1"]]
 )
 def test_wrong_numbers_are_refused(tmp_path, words):
-    with pytest.raises(ConfigError, match=words[0]):
+    with pytest.raises(UsageError, match=words[0]):
         make_dataset.main(["--output", str(tmp_path / "data"), *words])
     assert not list(tmp_path.iterdir())

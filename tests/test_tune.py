@@ -12,15 +12,15 @@ from datasets.hoss import read_hoss
 from datasets.records import Modality
 from datasets.validation import hold_out
 from model.build import build_model
-from processor.comparison import compare_outcomes
-from processor.evaluate import Outcome, Score
+from processor.ranking.comparison import compare_outcomes
+from processor.ranking.evaluation import Outcome, Score
+from processor.ranking.intervals import Interval
+from processor.ranking.tuning import Trial, choose, choose_on_other_ships, compare_choice
 from processor.selection import Split, write_selection
-from processor.tuning import Trial, choose, choose_on_other_ships, compare_choice
 from tests.chip_files import write_hoss
 from tests.commands import call, settings, tiny_cfg
 from tools import tune
 from utils.checkpoint import save
-from utils.intervals import Interval
 
 # The choice
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from configs.command import config_parser
 from tests.commands import call, tiny_cfg
 from utils import cli, log
 from utils.checkpoint import load, load_state_dict, save, sha256, strip_prefix
@@ -352,7 +353,7 @@ def test_the_screen_gets_lines_and_the_file_gets_names(tmp_path, capsys):
 
 
 def test_settings_may_stand_before_options():
-    parser = cli.config_parser("program", "", "program")
+    parser = config_parser("program", "", "program")
     parsed = parser.parse_intermixed_args(["SOLVER.SEED", "1", "--config_file", "a.yml", "SOLVER.BASE_LR", "-1"])
     assert (parsed.config_file, parsed.overrides) == ("a.yml", ["SOLVER.SEED", "1", "SOLVER.BASE_LR", "-1"])
 

@@ -30,17 +30,17 @@ def records(data):
 
 def test_no_ship_is_on_both_sides_and_no_chip_is_lost(records):
     part = hold_out(records, fraction=0.3, seed=1)
-    assert {record.pid for record in part.images}.isdisjoint(part.labels)
-    assert len({record.pid for record in part.images}) == 3
+    assert {record.ship for record in part.images}.isdisjoint(part.labels)
+    assert len({record.ship for record in part.images}) == 3
     assert sorted(record.path for record in (*part.train, *part.images)) == sorted(record.path for record in records)
     assert sorted(part.labels.values()) == list(range(7))
-    assert {record.pid for record in part.train} == set(part.labels)
+    assert {record.ship for record in part.train} == set(part.labels)
 
 
 def test_a_ship_gives_one_query_of_each_sensor(records):
     part = hold_out(records, fraction=0.3, seed=1)
     protocol = part.protocols["ALL"]
-    queries = Counter((part.images[index].pid, part.images[index].modality) for index in protocol.query)
+    queries = Counter((part.images[index].ship, part.images[index].modality) for index in protocol.query)
     assert len(queries) == 6
     assert set(queries.values()) == {1}
     assert set(protocol.query) | set(protocol.gallery) == set(range(len(part.images)))
@@ -54,7 +54,7 @@ def test_a_ship_gives_one_query_of_each_sensor(records):
 def test_the_seed_decides_the_part_and_the_order_of_files_does_not(records):
     part = hold_out(records, fraction=0.3, seed=1)
     assert hold_out(records[::-1], fraction=0.3, seed=1).images == part.images
-    others = [{record.pid for record in hold_out(records, fraction=0.3, seed=seed).images} for seed in range(5)]
+    others = [{record.ship for record in hold_out(records, fraction=0.3, seed=seed).images} for seed in range(5)]
     assert len({frozenset(ships) for ships in others}) > 1
 
 

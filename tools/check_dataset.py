@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.checks import DatasetReport, check_dataset
+from datasets.curation.checks import DatasetReport, check_dataset
 from utils.cli import run
 from utils.errors import DataError
 from utils.files import write_json

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from processor.comparison import KINDS, METRICS, Comparison, Results, compare_outcomes, read_results
+from processor.ranking.comparison import KINDS, METRICS, Comparison, Results, compare_outcomes, read_results
+from processor.ranking.intervals import PAIRED_METHOD
 from utils.cli import run
 from utils.errors import DataError
 from utils.files import write_json
-from utils.intervals import PAIRED_METHOD
 from utils.log import table
 
 

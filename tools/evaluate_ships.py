@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from bbdm.evaluate import build_comparison, build_report, publish
 from configs import load_cfg
+from configs.command import config_parser
 from datasets.records import Modality
 from model.build import build_model
 from model.pretrained import load_weights
-from utils.cli import config_parser, run
+from utils.cli import run
 from utils.device import build_device
 from utils.log import make_output_dir, setup_logging
 

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs import ConfigError
 from utils.cli import run
-from utils.errors import DataError
+from utils.errors import DataError, UsageError
 from utils.files import write_json, write_text
 
 Rankings = Mapping[str, Sequence[str]]
@@ -138,11 +137,11 @@ def main(arguments: Sequence[str]) -> None:
     """Parse `arguments`, fuse and write."""
     args = build_parser().parse_args(arguments)
     if len(set(args.files)) < 2 or len(set(args.files)) < len(args.files):
-        raise ConfigError("name two or more files, each once; one ranking alone has nothing to be fused with")
+        raise UsageError("name two or more files, each once; one ranking alone has nothing to be fused with")
     if not 0 <= args.constant < float("inf"):
-        raise ConfigError(f"--constant is {args.constant}; take a number of 0 or more")
+        raise UsageError(f"--constant is {args.constant}; take a number of 0 or more")
     if args.top_k < 0:
-        raise ConfigError(f"--top-k is {args.top_k}; take a length, or 0 for all")
+        raise UsageError(f"--top-k is {args.top_k}; take a length, or 0 for all")
     files = {path: read_rankings(path) for path in args.files}
     check_queries(files)
     fused = {

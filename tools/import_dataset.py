@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs import ConfigError
+from datasets.curation.importing import ListedImage, read_table, read_task
+from datasets.curation.splitting import Parts, number_ships, split_images
 from datasets.hoss import CHIP_NAME, MODALITIES
-from datasets.importing import ListedImage, read_table, read_task
 from datasets.records import DISTRACTOR
-from datasets.splitting import Parts, number_ships, split_images
 from utils.cli import run
-from utils.errors import DataError
+from utils.errors import DataError, UsageError
 from utils.log import progress, setup_logging, table
 
 WAYS: dict[str, Callable[[Path, Path], object]] = {
@@ -100,12 +99,12 @@ def write_dataset(output: Path, files: Sequence[PlannedFile], *, way: str) -> No
         way: a key of `WAYS`.
 
     Raises:
-        ConfigError: `output` is a file or a folder that is not empty.
+        UsageError: `output` is a file or a folder that is not empty.
         DataError: links are not possible there.
         OSError: the disk is full or the folder cannot be written to.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} exists and is not an empty folder; name a new folder with --output, or delete it first")
+        raise UsageError(f"{output} exists and is not an empty folder; name a new folder with --output, or delete it first")
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         for folder in {file.place.parent for file in files}:
@@ -181,11 +180,11 @@ def main(arguments: Sequence[str]) -> None:
     args = build_parser().parse_args(arguments)
     test = 0.0 if args.task else args.test
     if not (0 <= args.validation < 1 and (args.task or 0 < test < 1) and args.validation + test < 1):
-        raise ConfigError(
+        raise UsageError(
             f"--validation {args.validation:g} --test {args.test:g}: take shares of 0 to 1, a test above 0, together below 1"
         )
     if args.seed < 0:
-        raise ConfigError("--seed must not be negative")
+        raise UsageError("--seed must not be negative")
     images = read_table(args.csv, args.images or args.csv.parent)
     task = read_task(args.task, images) if args.task else None
     parts = split_images(images, validation=args.validation, test=test, seed=args.seed, task=task)

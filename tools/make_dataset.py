@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from configs import ConfigError
 from datasets.records import DISTRACTOR, Modality
-from datasets.ship_designs import draw_ship
-from datasets.synthetic import render_optical, render_sar
+from datasets.ships.designs import draw_ship
+from datasets.ships.rendering import render_optical, render_sar
 from utils.cli import run
+from utils.errors import UsageError
 from utils.log import progress
 
 ONE_SENSOR_EVERY = 12
@@ -29,7 +29,7 @@ _RENDER = {Modality.OPTICAL: render_optical, Modality.SAR: render_sar}
 
 
 @dataclass(frozen=True)
-class Chip:
+class PlannedChip:
     """One file to write.
 
     Attributes:
@@ -53,7 +53,7 @@ class Chip:
         return f"{who}_{_SUFFIX[self.modality]}.tif"
 
 
-def plan_chips(*, ships: int, test_ships: int, views: int, distractors: int) -> Iterator[Chip]:
+def plan_chips(*, ships: int, test_ships: int, views: int, distractors: int) -> Iterator[PlannedChip]:
     """List the files of a data set: training ships first, then test ships, then distractors.
 
     Args:
@@ -66,9 +66,9 @@ def plan_chips(*, ships: int, test_ships: int, views: int, distractors: int) -> 
         for modality in _sensors(pid):
             for view in range(1, views + 1):
                 test_folder = "query" if view == 1 else "bounding_box_test"
-                yield Chip("bounding_box_train" if pid <= ships - test_ships else test_folder, pid, pid, view, modality)
+                yield PlannedChip("bounding_box_train" if pid <= ships - test_ships else test_folder, pid, pid, view, modality)
     for number in range(1, distractors + 1):
-        yield Chip("bounding_box_test", DISTRACTOR, ships + number, 1, Modality(number % 2))
+        yield PlannedChip("bounding_box_test", DISTRACTOR, ships + number, 1, Modality(number % 2))
 
 
 def _sensors(pid: int) -> list[Modality]:
@@ -77,22 +77,22 @@ def _sensors(pid: int) -> list[Modality]:
     return one_sensor.get(pid % ONE_SENSOR_EVERY, list(Modality))
 
 
-def write_chip(chip: Chip, root: Path, seed: int) -> None:
+def write_chip(chip: PlannedChip, root: Path, seed: int) -> None:
     """Draw one chip and write it below `root`; the same chip and seed give the same file."""
     ship = draw_ship(np.random.default_rng([seed, chip.ship]))
     view = np.random.default_rng([seed, chip.ship, chip.view, chip.modality])
     Image.fromarray(_RENDER[chip.modality](ship, view)).save(root / chip.folder / chip.name)
 
 
-def write_dataset(output: Path, chips: Sequence[Chip], seed: int) -> None:
+def write_dataset(output: Path, chips: Sequence[PlannedChip], seed: int) -> None:
     """Write `chips` to `output`/HOSS, which appears when all is written or not at all.
 
     Raises:
-        ConfigError: `output` is a file or a folder that is not empty.
+        UsageError: `output` is a file or a folder that is not empty.
         OSError: the disk is full or the folder cannot be written to.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} exists and is not an empty folder; name a new folder with --output, or delete it first")
+        raise UsageError(f"{output} exists and is not an empty folder; name a new folder with --output, or delete it first")
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         for folder in ("bounding_box_train", "query", "bounding_box_test"):
@@ -129,11 +129,11 @@ def main(arguments: Sequence[str]) -> None:
     """Parse `arguments`, check them and write the data set."""
     args = build_parser().parse_args(arguments)
     if args.views < 2:
-        raise ConfigError(f"--views is {args.views}; take 2 or more, so that a query has a match in the gallery")
+        raise UsageError(f"--views is {args.views}; take 2 or more, so that a query has a match in the gallery")
     if not 0 < args.test_ships < args.ships < 10000:
-        raise ConfigError(f"--ships {args.ships} --test-ships {args.test_ships}: take 0 < test ships < ships < 10000")
+        raise UsageError(f"--ships {args.ships} --test-ships {args.test_ships}: take 0 < test ships < ships < 10000")
     if args.distractors < 0 or args.seed < 0:
-        raise ConfigError("--distractors and --seed must not be negative")
+        raise UsageError("--distractors and --seed must not be negative")
     chips = list(plan_chips(ships=args.ships, test_ships=args.test_ships, views=args.views, distractors=args.distractors))
     write_dataset(args.output.absolute(), chips, args.seed)
     print(f"{len(chips)} chips of {args.ships} ships and {args.distractors} distractors in {args.output}")

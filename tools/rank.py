@@ -17,22 +17,23 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from configs import ConfigError, load_cfg
+from configs import load_cfg
 from datasets.chips import read_chip
 from datasets.loaders import build_test_loader
 from datasets.modality import find_modality, list_images
-from datasets.records import DISTRACTOR, Modality, Record
+from datasets.records import DISTRACTOR, Chip, Modality
 from datasets.sar import SarRendering, build_sar_rendering
 from model.build import build_model
 from model.pretrained import load_weights
-from processor.evaluate import Ranking, build_ranking, expand
 from processor.features import extract_features
+from processor.ranking.evaluation import Ranking, build_ranking, expand
+from processor.ranking.reranking import rerank_apart
+from processor.ranking.retrieval import squared_distances
 from utils.cli import run
 from utils.device import Precision, build_device
+from utils.errors import UsageError
 from utils.files import replacing, write_json, write_text
 from utils.log import progress, setup_logging
-from utils.reranking import rerank_apart
-from utils.retrieval import squared_distances
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +56,12 @@ class RankedList:
         distances: of each of them; squared Euclidean, or re-ranked where TEST.RE_RANKING asks for it.
     """
 
-    query: Record
-    found: tuple[Record, ...]
+    query: Chip
+    found: tuple[Chip, ...]
     distances: tuple[float, ...]
 
 
-def find_records(path: Path, split: str, modality: str) -> list[Record]:
+def find_records(path: Path, split: str, modality: str) -> list[Chip]:
     """Records of the pictures in a folder (or of a single one), their modality from `modality` or by `find_modality`.
 
     Args:
@@ -72,13 +73,13 @@ def find_records(path: Path, split: str, modality: str) -> list[Record]:
         DataError: no picture there, or one whose modality is open.
     """
     return [
-        Record(image, DISTRACTOR, MODALITIES[modality] if modality in MODALITIES else find_modality(image), split)
+        Chip(image, DISTRACTOR, MODALITIES[modality] if modality in MODALITIES else find_modality(image), split)
         for image in list_images(path)
     ]
 
 
 def rank_records(
-    query: Sequence[Record], gallery: Sequence[Record], features: Tensor, ranking: Ranking, *, top_k: int
+    query: Sequence[Chip], gallery: Sequence[Chip], features: Tensor, ranking: Ranking, *, top_k: int
 ) -> list[RankedList]:
     """Rank the gallery for each query; of two pictures at one distance the one that comes first in the gallery ranks first.
 
@@ -191,7 +192,7 @@ def main(arguments: Sequence[str]) -> None:
     setup_logging()
     args = build_parser().parse_intermixed_args(arguments)
     if args.top_k < 0:
-        raise ConfigError(f"--top-k is {args.top_k}; take a length, or 0 for the whole gallery")
+        raise UsageError(f"--top-k is {args.top_k}; take a length, or 0 for the whole gallery")
     cfg = load_cfg(args.config_file, args.overrides)
     query = find_records(args.query, "query", args.query_modality)
     gallery = find_records(args.gallery, "gallery", args.gallery_modality)

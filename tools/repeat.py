@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-from configs import ConfigError, load_cfg
+from configs import load_cfg
 from datasets.hoss import read_hoss
-from processor.comparison import METRICS, Results, read_results
 from processor.feature_store import hash_files, hash_text
+from processor.ranking.comparison import METRICS, Results, read_results
+from processor.ranking.intervals import METHOD, Interval, mean_interval
 from processor.selection import UNKNOWN, Selection
 from utils.checkpoint import load, sha256
 from utils.cli import run
-from utils.errors import CheckpointError, DataError
+from utils.errors import CheckpointError, DataError, UsageError
 from utils.files import write_json, write_text
-from utils.intervals import METHOD, Interval, mean_interval
 from utils.log import make_output_dir, setup_logging
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def parse_seeds(text: str) -> list[int]:
     """'0-4', '1,5' or '0-2,7' -> seeds.
 
     Raises:
-        ConfigError: no such list, or a seed twice.
+        UsageError: no such list, or a seed twice.
     """
     seeds: list[int] = []
     try:
@@ -52,9 +52,9 @@ def parse_seeds(text: str) -> list[int]:
                 raise ValueError(part)
             seeds += range(low, high + 1)
     except ValueError as error:
-        raise ConfigError(f"--seeds cannot be {text!r}; it is a list such as 0-4 or 1,5,7") from error
+        raise UsageError(f"--seeds cannot be {text!r}; it is a list such as 0-4 or 1,5,7") from error
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {text} names no seed, or one twice; it is a list such as 0-4 or 1,5,7")
+        raise UsageError(f"--seeds {text} names no seed, or one twice; it is a list such as 0-4 or 1,5,7")
     return seeds
 
 
@@ -277,10 +277,10 @@ def main(arguments: Sequence[str]) -> None:
     cfg = load_cfg(args.config_file, args.overrides)
     taken = {"SOLVER.SEED", "SOLVER.RESUME", "TEST.WEIGHT"}.intersection(args.overrides[::2])
     if taken:
-        raise ConfigError(f"{sorted(taken)[0]} is this tool's own to set; leave it out")
+        raise UsageError(f"{sorted(taken)[0]} is this tool's own to set; leave it out")
     for key, value in (("SOLVER.RESUME", cfg.SOLVER.RESUME), ("TEST.WEIGHT", cfg.TEST.WEIGHT)):
         if value:
-            raise ConfigError(f"{key} is {value!r} in {args.config_file}; every seed has its own, so leave it empty")
+            raise UsageError(f"{key} is {value!r} in {args.config_file}; every seed has its own, so leave it empty")
     folder = make_output_dir(cfg.OUTPUT_DIR)
     options = [*(["--config_file", args.config_file] if args.config_file else []), *args.overrides]
     checkpoint = args.checkpoint or ("best" if cfg.DATASETS.VAL_FRACTION else "last")

@@ -19,27 +19,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from configs import ConfigError, load_cfg
+from configs import load_cfg
 from datasets.hoss import HossData, read_hoss
 from datasets.loaders import build_generated_loader, build_test_loader
 from datasets.records import Modality
 from datasets.validation import build_validation_data
 from model.build import build_model
 from model.pretrained import load_weights
-from processor.comparison import METRICS, Comparison
-from processor.evaluate import Ranking, Reranking, build_ranking, counting_line
 from processor.feature_store import build_feature_store, chip_contents, hash_files, sample_contents
 from processor.features import extract_features
 from processor.fusion import SampleSet, find_samples, fuse_images
+from processor.ranking.comparison import METRICS, Comparison
+from processor.ranking.evaluation import Ranking, Reranking, build_ranking, counting_line
+from processor.ranking.intervals import PAIRED_METHOD
+from processor.ranking.tuning import Trial, choose, compare_choice, score_features
 from processor.selection import UNKNOWN, Tuning, build_split, find_selection, write_tuning
-from processor.tuning import Trial, choose, compare_choice, score_features
 from utils import distributed
 from utils.checkpoint import sha256
 from utils.cli import run
 from utils.device import Precision, build_device
 from utils.errors import CheckpointError, UsageError
 from utils.files import write_json
-from utils.intervals import PAIRED_METHOD
 from utils.log import setup_logging, table
 
 logger = logging.getLogger(__name__)
@@ -247,7 +247,7 @@ def build_report(cfg, args: argparse.Namespace, device: torch.device) -> dict[st
     folders = [(store, store) for store in args.store] or ([own] if any(own) else [])
     grid = list(itertools.product(args.k1, args.k2, args.lambdas)) if args.rerank else []
     if not folders and not grid:
-        raise ConfigError("nothing to tune: name generated samples with --store, or ask for --rerank")
+        raise UsageError("nothing to tune: name generated samples with --store, or ask for --rerank")
     data, found, told = build_choosing(cfg, folders, digest)
     if args.protocol not in data.protocols:
         raise UsageError(f"--protocol {args.protocol} is not there; the images make {', '.join(data.protocols)}")
@@ -332,14 +332,14 @@ def main(arguments: Sequence[str]) -> None:
     setup_logging()
     args = build_parser().parse_intermixed_args(arguments)
     if not all(0 < tau <= 1 for tau in args.taus) or not all(0 <= share <= 1 for share in args.lambdas):
-        raise ConfigError("--taus lie above 0 and up to 1, --lambdas between 0 and 1")
+        raise UsageError("--taus lie above 0 and up to 1, --lambdas between 0 and 1")
     if min(args.k1 + args.k2) < 1:
-        raise ConfigError("--k1 and --k2 are at least 1")
+        raise UsageError("--k1 and --k2 are at least 1")
     if distributed.is_launched():
-        raise ConfigError("tools.tune works in one process; start it without torchrun")
+        raise UsageError("tools.tune works in one process; start it without torchrun")
     cfg = load_cfg(args.config_file, args.overrides)
     if not cfg.TEST.WEIGHT:
-        raise ConfigError("TEST.WEIGHT is empty; name the checkpoint to tune for")
+        raise UsageError("TEST.WEIGHT is empty; name the checkpoint to tune for")
     report = build_report(cfg, args, build_device(cfg))
     if args.json:
         write_json(args.json, report)

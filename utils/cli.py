@@ -1,11 +1,13 @@
-"""What the commands share: their arguments, and how they end."""
+"""How commands end."""
 
-import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
 
 import torch
+
+from utils import distributed
+from utils.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -15,28 +17,17 @@ MEMORY_ADVICE = (
 )
 
 
-def config_parser(program: str, description: str, example: str) -> argparse.ArgumentParser:
-    """The parser of a command that a configuration drives: `--config_file FILE [KEY VALUE ...]`."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description=description,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--config_file", metavar="FILE", default=None, help="a .yml; keys that it does not name keep their default"
-    )
-    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="settings that override the file's")
-    return parser
-
-
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[Sequence[str]], None], *, together: bool = False) -> None:
     """Run `main(arguments)` and end the process: status 0 only if all was done.
+
+    Under torchrun, a command that does not work `together` with other processes is refused: each would do and write the same.
 
     An exception with `exit_status`, a full or missing disk, too little memory on the GPU and an interrupt end in one sentence;
     any other one keeps its traceback, because it is a fault of the program.
     """
     try:
+        if distributed.launched_processes() > 1 and not together:
+            raise UsageError("this command works in one process; start it without torchrun")
         main(sys.argv[1:])
     except KeyboardInterrupt:
         _fail("interrupted", 130)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 def rank() -> int:
     """This process's number, 0 .. world_size() - 1."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
@@ -33,9 +33,16 @@ def is_launched() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
+def launched_processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if is_launched() else 1
+
+
 def is_main() -> bool:
-    """Whether this process writes the files and draws the progress bar."""
-    return rank() == 0
+    """Whether this process writes the files and draws the progress bar; asked before the processes have joined, too."""
+    if dist.is_initialized() or not is_launched():
+        return rank() == 0
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -43,7 +50,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     """Make `device` the current one and join the other processes that torchrun started, if any, until the block ends."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not is_launched() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched_processes() == 1:
         yield
         return
     if device.type == "cuda":

@@ -33,12 +33,12 @@ from model.pretrained import fit_backbone, resize_position_embedding
 from model.reid import ReIDModel
 from model.transoss import TransOSS
 from processor.fusion import fuse_images
+from processor.ranking.reranking import rerank
+from processor.ranking.retrieval import rank_distances, rank_features, squared_distances
 from solver.optimizer import group_parameters
 from solver.schedule import cosine_schedule
 from tests.formula_weights import fill_formula, fill_seeded
 from tests.golden.compare import FORMULA, NETWORK, Comparison, Skip, close, equal
-from utils.reranking import rerank
-from utils.retrieval import rank_distances, rank_features, squared_distances
 
 Vectors = Mapping[str, np.ndarray]
 
@@ -259,7 +259,7 @@ def check_e2e(vectors: Vectors) -> Iterator[Comparison]:
         raise Skip("MOS_DATA_ROOT names no folder with HOSS/")
     data = read_hoss(root, train=False)
     yield equal([record.path.name for record in data.images], vectors["names"].tolist())
-    yield equal([record.pid for record in data.images], vectors["pids"].tolist())
+    yield equal([record.ship for record in data.images], vectors["pids"].tolist())
     config = json.loads(str(vectors["config"]))
     loader = build_test_loader(_reading(config), data.images)
     model = model_of(config)

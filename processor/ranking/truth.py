@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.records import DISTRACTOR
 from utils.errors import DataError
-
-DISTRACTOR = -1
-"""The identity that matches nothing."""
 
 _BLOCK = 1 << 20
 
@@ -36,7 +34,7 @@ class Truth:
 
     @classmethod
     def build(cls, query_ids, gallery_ids, query_modalities, gallery_modalities, device: torch.device) -> "Truth":
-        """From the arguments of `utils.retrieval.rank_features`. Raises DataError if no query has a match."""
+        """From the arguments of `processor.ranking.retrieval.rank_features`. Raises DataError if no query has a match."""
         if (query_modalities is None) != (gallery_modalities is None):
             raise ValueError("give the modalities of both queries and gallery, or of neither")
         query_ids, gallery_ids = (torch.as_tensor(ids, device=device) for ids in (query_ids, gallery_ids))

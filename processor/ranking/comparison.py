@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from processor.evaluate import Outcome
+from processor.ranking.evaluation import Outcome
+from processor.ranking.intervals import Interval, paired_interval
 from utils.errors import DataError, some
-from utils.intervals import Interval, paired_interval
 
 METRICS: Mapping[str, Callable[[Outcome], float]] = {
     "mAP": lambda outcome: np.nan if outcome.AP is None else outcome.AP,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.importing import ListedImage
+from datasets.curation.importing import ListedImage
 from datasets.records import DISTRACTOR, Modality
 from utils.errors import DataError
 

@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.duplicates import near_pairs
-from datasets.records import DISTRACTOR, Modality, Record
+from datasets.curation.duplicates import near_pairs
+from datasets.records import DISTRACTOR, Chip, Modality
 
 SPLITS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 """Name of a split -> its folder."""
@@ -35,7 +35,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Chip:
+class ChipFacts:
     """A chip that could be read.
 
     Attributes:
@@ -48,7 +48,7 @@ class Chip:
         bits: perceptual hash, (HASH_BITS,) bool.
     """
 
-    record: Record
+    record: Chip
     name: str
     height: int
     width: int
@@ -58,7 +58,7 @@ class Chip:
     bits: NDArray[np.bool_]
 
 
-def odd_chips(chips: Sequence[Chip]) -> Iterator[Finding]:
+def odd_chips(chips: Sequence[ChipFacts]) -> Iterator[Finding]:
     """Yield chips that can be read and are hardly meant so."""
     odd = {
         "modality": (
@@ -79,23 +79,23 @@ def odd_chips(chips: Sequence[Chip]) -> Iterator[Finding]:
             yield Finding("warning", kind, f"{len(names)} chip(s) {message}", names)
 
 
-def shared_ships(splits: Mapping[str, Sequence[Record]]) -> Iterator[Finding]:
+def shared_ships(splits: Mapping[str, Sequence[Chip]]) -> Iterator[Finding]:
     """Yield the ships that are in training and in the test."""
-    train = {record.pid for record in splits["train"]}
-    shared = [r for split in ("query", "gallery") for r in splits[split] if r.pid in train - {DISTRACTOR}]
+    train = {record.ship for record in splits["train"]}
+    shared = [r for split in ("query", "gallery") for r in splits[split] if r.ship in train - {DISTRACTOR}]
     if shared:
-        pids = sorted({record.pid for record in shared})
+        pids = sorted({record.ship for record in shared})
         message = f"{len(pids)} ship(s) are in training and in the test, such as {pids[0]}; training and test ships must differ"
         yield Finding("error", "shared ship", message, tuple(f"{SPLITS[r.split]}/{r.path.name}" for r in shared))
 
 
-def copies(chips: Sequence[Chip]) -> Iterator[Finding]:
+def copies(chips: Sequence[ChipFacts]) -> Iterator[Finding]:
     """Yield groups of chips with the same pixels: an error across splits or ships, else a warning."""
-    groups: dict[str, list[Chip]] = {}
+    groups: dict[str, list[ChipFacts]] = {}
     for chip in chips:
         groups.setdefault(chip.digest, []).append(chip)
     copied = [group for group in groups.values() if len(group) > 1 and group[0].bits.any()]
-    harmful = [g for g in copied if len({c.record.split for c in g}) > 1 or len({c.record.pid for c in g}) > 1]
+    harmful = [g for g in copied if len({c.record.split for c in g}) > 1 or len({c.record.ship for c in g}) > 1]
     for level, where, some in (
         ("error", "in several splits or under several ships; keep one", harmful),
         ("warning", "twice in one split", [group for group in copied if group not in harmful]),
@@ -105,7 +105,7 @@ def copies(chips: Sequence[Chip]) -> Iterator[Finding]:
             yield Finding(level, "copy", f"{len(some)} picture(s) are {where}", files)
 
 
-def near_duplicates(chips: Sequence[Chip]) -> Iterator[Finding]:
+def near_duplicates(chips: Sequence[ChipFacts]) -> Iterator[Finding]:
     """Yield pairs of chips of different splits that look almost the same and are no copies."""
     for one, other in combinations(SPLITS, 2):
         files = []

@@ -1,4 +1,4 @@
-"""Designs of procedural ships: what a ship is before any sensor looks at it. `datasets.synthetic` renders it.
+"""Designs of procedural ships: what a ship is before any sensor looks at it. `datasets.ships.rendering` renders it.
 
 Metres run from the ship's centre: x to starboard, y aft. Sizes come in classes, as ships do: many ships share one size,
 and their deck layout tells them apart.

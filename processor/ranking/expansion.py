@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from utils.retrieval import squared_distances
+from processor.ranking.retrieval import squared_distances
 
 _BLOCK_QUERIES = 256
 

@@ -14,8 +14,8 @@ import torch
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
+from processor.ranking.retrieval import squared_distances
 from utils.errors import DataError
-from utils.retrieval import squared_distances
 
 _BLOCK_QUERIES = 256
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets.chips import IMAGE_SUFFIXES, read_optical, read_sar
-from datasets.duplicates import perceptual_hash
-from datasets.faults import SPLITS, Chip, Finding, copies, near_duplicates, odd_chips, shared_ships
+from datasets.curation.duplicates import perceptual_hash
+from datasets.curation.faults import SPLITS, ChipFacts, Finding, copies, near_duplicates, odd_chips, shared_ships
 from datasets.hoss import CHIP_NAME, CROSS_PROTOCOLS, MODALITIES
 from datasets.modality import has_colour, modality_of_pixels
-from datasets.records import DISTRACTOR, Modality, Record
+from datasets.records import DISTRACTOR, Chip, Modality
 from datasets.sar import render_percentile
 from utils.errors import DataError
 from utils.log import progress
@@ -86,7 +86,7 @@ def check_dataset(root_dir: str | Path, *, description: str = "") -> DatasetRepo
     findings: list[Finding] = []
     splits = {split: _list_chips(hoss, folder, split, findings) for split, folder in SPLITS.items()}
     records = [record for split in splits.values() for record in split]
-    chips: list[Chip] = []
+    chips: list[ChipFacts] = []
     with progress(len(records), description, unit="chip", visible=bool(description)) as bar:
         for record in records:
             chips += _read(record, hoss, findings)
@@ -103,7 +103,7 @@ def check_dataset(root_dir: str | Path, *, description: str = "") -> DatasetRepo
     )
 
 
-def _list_chips(hoss: Path, folder: str, split: str, findings: list[Finding]) -> list[Record]:
+def _list_chips(hoss: Path, folder: str, split: str, findings: list[Finding]) -> list[Chip]:
     """Records of the chips in `hoss/folder` that are named by the rules; the others are found fault with."""
     if not (hoss / folder).is_dir():
         findings.append(Finding("error", "missing folder", f"{folder} is missing; HOSS layout needs it"))
@@ -114,7 +114,7 @@ def _list_chips(hoss: Path, folder: str, split: str, findings: list[Finding]) ->
         findings.append(Finding("error", "empty folder", f"{folder} holds no chip; put the chips of this split there"))
     matches = {path: CHIP_NAME.fullmatch(path.stem) if path.is_file() else None for path in images}
     records = [
-        Record(path, int(match[1]), MODALITIES[match[2].upper()], split) for path, match in matches.items() if match is not None
+        Chip(path, int(match[1]), MODALITIES[match[2].upper()], split) for path, match in matches.items() if match is not None
     ]
     stems = Counter(path.stem.lower() for path in images)
     faults = [
@@ -128,7 +128,7 @@ def _list_chips(hoss: Path, folder: str, split: str, findings: list[Finding]) ->
         ("warning", "not a chip", "have no suffix of an image and are passed over", [p for p in paths if p not in matches]),
     ]
     if not split.endswith("gallery"):
-        strays = [record.path for record in records if record.pid == DISTRACTOR]
+        strays = [record.path for record in records if record.ship == DISTRACTOR]
         faults.append(("error", "distractor", f"have pid {DISTRACTOR}, which belongs in bounding_box_test only", strays))
     for level, kind, message, wrong in faults:
         if wrong:
@@ -137,7 +137,7 @@ def _list_chips(hoss: Path, folder: str, split: str, findings: list[Finding]) ->
     return records
 
 
-def _read(record: Record, hoss: Path, findings: list[Finding]) -> Iterator[Chip]:
+def _read(record: Chip, hoss: Path, findings: list[Finding]) -> Iterator[ChipFacts]:
     """Yield the chip of a record; where it cannot be read, say why instead."""
     name = record.path.relative_to(hoss).as_posix()
     try:
@@ -147,7 +147,7 @@ def _read(record: Record, hoss: Path, findings: list[Finding]) -> Iterator[Chip]
         return
     is_sar = record.modality is Modality.SAR
     picture = render_percentile(pixels) if is_sar else pixels
-    yield Chip(
+    yield ChipFacts(
         record=record,
         name=name,
         height=pixels.shape[0],
@@ -159,7 +159,7 @@ def _read(record: Record, hoss: Path, findings: list[Finding]) -> Iterator[Chip]
     )
 
 
-def _reading_fault(record: Record, name: str, message: str) -> Finding:
+def _reading_fault(record: Chip, name: str, message: str) -> Finding:
     """Why a chip cannot be read: it is of the other modality, or damaged or of a kind that is not understood."""
     try:
         told = modality_of_pixels(record.path)
@@ -173,8 +173,8 @@ def _reading_fault(record: Record, name: str, message: str) -> Finding:
 
 
 def _protocol_sides(
-    hoss: Path, splits: dict[str, list[Record]], findings: list[Finding]
-) -> dict[str, tuple[list[Record], list[Record]]]:
+    hoss: Path, splits: dict[str, list[Chip]], findings: list[Finding]
+) -> dict[str, tuple[list[Chip], list[Chip]]]:
     """Queries and gallery of every protocol, from `subset/` where it is present."""
     sides = {"ALL": (splits["query"], splits["gallery"])}
     for name, modalities in CROSS_PROTOCOLS.items():
@@ -189,7 +189,7 @@ def _protocol_sides(
     return sides
 
 
-def _strange_in_subset(hoss: Path, subset: list[Record], main: list[Record], modality: Modality) -> Iterator[Finding]:
+def _strange_in_subset(hoss: Path, subset: list[Chip], main: list[Chip], modality: Modality) -> Iterator[Finding]:
     """Yield chips of a subset folder that the main split does not hold, or of the wrong sensor."""
     originals = {record.path.name: record.path for record in main}
     same = {r: r.path.name in originals and filecmp.cmp(r.path, originals[r.path.name], shallow=False) for r in subset}
@@ -207,9 +207,9 @@ def _strange_in_subset(hoss: Path, subset: list[Record], main: list[Record], mod
             yield Finding(level, "subset", f"{len(wrong)} file(s) of subset {message}", names)
 
 
-def _protocol_facts(query: Sequence[Record], gallery: Sequence[Record]) -> ProtocolFacts:
-    ships = {record.pid for record in gallery} - {DISTRACTOR}
-    without = tuple(record.path.name for record in query if record.pid not in ships)
+def _protocol_facts(query: Sequence[Chip], gallery: Sequence[Chip]) -> ProtocolFacts:
+    ships = {record.ship for record in gallery} - {DISTRACTOR}
+    without = tuple(record.path.name for record in query if record.ship not in ships)
     return ProtocolFacts(len(query), len(query) - len(without), len(gallery), without)
 
 
@@ -228,23 +228,23 @@ def _unmatched(protocols: dict[str, ProtocolFacts]) -> Iterator[Finding]:
             yield Finding("warning", "no match", message, facts.without_match)
 
 
-def _training_pairs(train: Sequence[Record]) -> dict[int, int]:
+def _training_pairs(train: Sequence[Chip]) -> dict[int, int]:
     """Optical x SAR pairs of each ship that has any."""
-    counts = Counter((record.pid, record.modality) for record in train)
+    counts = Counter((record.ship, record.modality) for record in train)
     pairs = {pid: counts[pid, Modality.OPTICAL] * counts[pid, Modality.SAR] for pid, _ in counts}
     return {pid: count for pid, count in pairs.items() if count}
 
 
-def _split_facts(records: Sequence[Record], chips: Sequence[Chip]) -> SplitFacts:
+def _split_facts(records: Sequence[Chip], chips: Sequence[ChipFacts]) -> SplitFacts:
     own = {record.path for record in records}
     read = [chip for chip in chips if chip.record.path in own]
     optical = sum(record.modality is Modality.OPTICAL for record in records)
     return SplitFacts(
         images=len(records),
-        ships=len({record.pid for record in records} - {DISTRACTOR}),
+        ships=len({record.ship for record in records} - {DISTRACTOR}),
         optical=optical,
         sar=len(records) - optical,
-        distractors=sum(record.pid == DISTRACTOR for record in records),
+        distractors=sum(record.ship == DISTRACTOR for record in records),
         height=_range(chip.height for chip in read),
         width=_range(chip.width for chip in read),
         sar_values=_range(value for chip in read for value in chip.values or ()),

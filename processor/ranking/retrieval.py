@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from processor.ranking.truth import Truth
 from utils.errors import DataError
-from utils.truth import Truth
 
 _EXACT_BITS = 25
 _GALLERY_BLOCK = 4096
@@ -158,7 +158,7 @@ def rank_distances(
     """Rank the gallery for each query by given distances, as `rank_features` does by those of features.
 
     Args:
-        distances: (Q, G) of any float type, or its blocks of rows in order (as `utils.reranking.rerank_blocks` gives them).
+        distances: (Q, G) of any float type, or its blocks of rows in order (as `rerank_blocks` gives them).
         query_ids, gallery_ids, query_modalities, gallery_modalities: as for `rank_features`.
 
     Raises:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter
 
-from datasets.ship_designs import Ship
+from datasets.ships.designs import Ship
 
 OPTICAL_PIXEL = 0.75
 """Metres per pixel of an optical chip."""

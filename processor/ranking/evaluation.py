@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from datasets.records import DISTRACTOR, Protocol, Record
+from datasets.records import DISTRACTOR, Chip, Protocol
+from processor.ranking.expansion import expand_queries
+from processor.ranking.intervals import METHOD, Interval, mean_interval
+from processor.ranking.reranking import rerank_apart
+from processor.ranking.retrieval import RetrievalResult, join_results, rank_distances, rank_features
 from utils import distributed
 from utils.errors import DataError
-from utils.expansion import expand_queries
-from utils.intervals import METHOD, Interval, mean_interval
 from utils.log import table
-from utils.reranking import rerank_apart
-from utils.retrieval import RetrievalResult, join_results, rank_distances, rank_features
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Reranking:
 
 @dataclass(frozen=True)
 class Expansion:
-    """Parameters of query expansion; see `utils.expansion.expand_queries`."""
+    """Parameters of query expansion; see `processor.ranking.expansion.expand_queries`."""
 
     count: int
     alpha: float = 0.0
@@ -67,7 +67,7 @@ class Ranking:
 
     @property
     def reranking_options(self) -> dict[str, Any]:
-        """Arguments of `utils.reranking.rerank_apart`; only where `reranking` is not None."""
+        """Arguments of `processor.ranking.reranking.rerank_apart`; only where `reranking` is not None."""
         return {**vars(self.reranking), "device": self.device, "memory_bytes": self.memory_bytes}
 
 
@@ -111,7 +111,7 @@ class Score:
         distractors: gallery images that match no query.
         chance: expected R1 of a random ranking, the mean of matches / images ranked over the queries that count.
         mAP_interval, R1_interval, R5_interval, R10_interval: 95 % intervals that allow for several queries of a ship
-            (`utils.intervals`).
+            (`processor.ranking.intervals`).
         per_query: the outcome of each query, counted or not, in the protocol's order.
     """
 
@@ -139,7 +139,7 @@ class Evaluation:
     fused: Score | None = None
 
 
-def rank_protocol(protocol: Protocol, features: Tensor, records: Sequence[Record], ranking: Ranking) -> RetrievalResult:
+def rank_protocol(protocol: Protocol, features: Tensor, records: Sequence[Chip], ranking: Ranking) -> RetrievalResult:
     """Rank the protocol's gallery for each of its queries; processes share the queries.
 
     Args:
@@ -151,7 +151,7 @@ def rank_protocol(protocol: Protocol, features: Tensor, records: Sequence[Record
     Raises:
         DataError: no query has a match.
     """
-    pids = torch.tensor([record.pid for record in records])
+    pids = torch.tensor([record.ship for record in records])
     modalities = torch.tensor([int(record.modality) for record in records])
     query, gallery = torch.tensor(protocol.query), torch.tensor(protocol.gallery)
     identities = {"query_ids": pids[query], "gallery_ids": pids[gallery]}
@@ -180,10 +180,10 @@ def expand(query: Tensor, gallery: Tensor, query_modalities: Tensor, gallery_mod
     return functional.normalize(expanded) if ranking.normalise else expanded
 
 
-def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequence[Record]) -> Score:
+def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequence[Chip]) -> Score:
     """The figures of a ranked protocol; arguments as for `rank_protocol`."""
     counted = result.matches > 0
-    ships = np.array([records[index].pid for index in protocol.query])[counted]
+    ships = np.array([records[index].ship for index in protocol.query])[counted]
     if not counted.all():
         missing = int(np.count_nonzero(~counted))
         logger.info("%s: %d of %d queries have no match in the gallery and do not count", protocol.name, missing, len(counted))
@@ -195,14 +195,14 @@ def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequenc
         queries=result.queries,
         queries_counted=result.queries_counted,
         gallery=result.gallery,
-        distractors=sum(records[index].pid == DISTRACTOR for index in protocol.gallery),
+        distractors=sum(records[index].ship == DISTRACTOR for index in protocol.gallery),
         chance=float(np.mean(result.matches[counted] / result.ranked[counted])),
         mAP_interval=mean_interval(result.average_precision[counted], ships),
         R1_interval=mean_interval(result.hits(1)[counted], ships),
         R5_interval=mean_interval(result.hits(5)[counted], ships),
         R10_interval=mean_interval(result.hits(10)[counted], ships),
         per_query=tuple(
-            Outcome(records[index].path.name, records[index].pid, float(precision) if matches else None, int(first))
+            Outcome(records[index].path.name, records[index].ship, float(precision) if matches else None, int(first))
             for index, precision, matches, first in zip(
                 protocol.query, result.average_precision, result.matches, result.first_match, strict=True
             )
@@ -212,7 +212,7 @@ def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequenc
 
 def evaluate(
     protocols: Mapping[str, Protocol],
-    records: Sequence[Record],
+    records: Sequence[Chip],
     features: Tensor,
     ranking: Ranking,
     *,

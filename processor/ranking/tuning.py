@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from datasets.records import Protocol, Record
-from processor.comparison import METRICS, Comparison, compare_outcomes
-from processor.evaluate import Outcome, Ranking, Score, rank_protocol, score_protocol
+from datasets.records import Chip, Protocol
+from processor.ranking.comparison import METRICS, Comparison, compare_outcomes
+from processor.ranking.evaluation import Outcome, Ranking, Score, rank_protocol, score_protocol
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Trial:
 
 
 def score_features(
-    protocols: Mapping[str, Protocol], records: Sequence[Record], features: Tensor, ranking: Ranking
+    protocols: Mapping[str, Protocol], records: Sequence[Chip], features: Tensor, ranking: Ranking
 ) -> dict[str, Score]:
     """The figures of every protocol with features (I, D) that are normalised where they should be."""
     return {

@@ -1,0 +1,1 @@
+"""Procedural ships: their designs, and both sensors' pictures of them."""
