@@ -462,7 +462,7 @@ def test_a_file_that_runs_as_mos_unasked_is_told(tmp_path, caplog, text, overrid
 
 def test_every_key_has_a_reader_or_is_told_to_have_none():
     packages = ("bbdm", "datasets", "loss", "model", "processor", "solver", "utils")
-    files = [path for name in packages for path in (ROOT / name).glob("*.py")] + list(ROOT.glob("*.py"))
+    files = [path for name in packages for path in (ROOT / name).glob("**/*.py")] + list(ROOT.glob("*.py"))
     read = set(re.findall(r"\bcfg\.([A-Z_]+(?:\.[A-Z0-9_]+)?)", "\n".join(path.read_text(encoding="utf-8") for path in files)))
     checked = {key for key, choices in CHOICES.items() if len(choices) == 1}  # anything else is refused: nothing to choose
     assert set(known_keys()) - read - checked == set(UNUSED)
