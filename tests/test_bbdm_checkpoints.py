@@ -8,10 +8,10 @@ import types
 import pytest
 import torch
 
+from bbdm.averaging import build_average
 from bbdm.checkpoints import fit, read_bridge, read_first_stage
 from bbdm.first_stage import make_first_stage
 from bbdm.unet import make_unet
-from utils.ema import ExponentialMovingAverage
 from utils.errors import CheckpointError
 
 
@@ -52,9 +52,9 @@ def test_published_files_give_the_averaged_network_and_the_first_stage(tmp_path,
 
 
 def test_our_training_state_gives_the_averaged_network(tmp_path, network):
-    average = ExponentialMovingAverage(network)
-    average.network.out[2].bias.data.fill_(7.0)
-    torch.save({"model": network.state_dict(), "ema": average.network.state_dict(), "epoch": 1}, tmp_path / "last.pth")
+    average = build_average(network)
+    average.module.out[2].bias.data.fill_(7.0)
+    torch.save({"model": network.state_dict(), "ema": average.module.state_dict(), "epoch": 1}, tmp_path / "last.pth")
     assert read_bridge(tmp_path / "last.pth")["out.2.bias"].tolist() == [7.0] * 3
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bbdm.averaging import build_average, update_average
 from bbdm.bridge import Bridge, Schedule, bridge_loss, make_schedule
 from bbdm.first_stage import make_first_stage
 from bbdm.sampler import released_steps, sample_released
 from bbdm.unet import make_unet
 from tests.formula_weights import fill_formula, fill_seeded
 from tests.golden.compare import FORMULA, NETWORK, Comparison
-from utils.ema import ExponentialMovingAverage
 
 Vectors = Mapping[str, np.ndarray]
 
@@ -120,11 +120,11 @@ def check_ema(vectors: Vectors) -> Iterator[Comparison]:
     """The average after all weights but the first (the start), of which the first `copy_until` are copied."""
     weights = torch.from_numpy(vectors["weights"])
     network = nn.ParameterList([nn.Parameter(weights[0].clone())])
-    average = ExponentialMovingAverage(network, decay=float(vectors["decay"]))
+    average = build_average(network, float(vectors["decay"]))
     for step, weight in enumerate(weights[1:]):
         network[0].data.copy_(weight)
-        average.update(network, copying=step < int(vectors["copy_until"]))
-    yield Comparison(_difference(average.network[0], vectors["shadow"]), FORMULA)
+        update_average(average, network, copying=step < int(vectors["copy_until"]))
+    yield Comparison(_difference(average.module[0], vectors["shadow"]), FORMULA)
 
 
 CHECKS: dict[str, Callable[[Vectors], Iterator[Comparison]]] = {
