@@ -40,9 +40,9 @@ def read_bridge(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: as `utils.checkpoint.load`; also a file without a bridge's network.
     """
     content = _load(path)
-    weights = {**_network_of(_tensors(content, "model")), **_network_of(_tensors(content, "state_dict"))}
-    weights = weights or _network_of(_tensors(content))
-    averages = _network_of(_tensors(content, "ema"))
+    weights = {**_network_of(_tensors_under(content, "model")), **_network_of(_tensors_under(content, "state_dict"))}
+    weights = weights or _network_of(checkpoint.tensors_of(content))
+    averages = _network_of(_tensors_under(content, "ema"))
     strangers = averages.keys() - weights.keys() if weights else set()
     if strangers:
         raise CheckpointError(
@@ -64,18 +64,18 @@ def read_first_stage(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: as `utils.checkpoint.load`; also a file without a first stage.
     """
     content = _load(path)
-    for container in ("state_dict", "model", None):
-        tensors = _tensors(content, container)
-        inner = {name.removeprefix(FIRST_STAGE_PREFIX): t for name, t in tensors.items() if name.startswith(FIRST_STAGE_PREFIX)}
-        weights = {name: tensor for name, tensor in (inner or tensors).items() if name.startswith(FIRST_STAGE_PARTS)}
+    places = (_tensors_under(content, "state_dict"), _tensors_under(content, "model"), checkpoint.tensors_of(content))
+    for tensors in places:
+        stage = _inside(tensors, FIRST_STAGE_PREFIX) or tensors
+        weights = {name: tensor for name, tensor in stage.items() if name.startswith(FIRST_STAGE_PARTS)}
         if weights:
-            left = len(inner or tensors) - len(weights)
+            left = len(stage) - len(weights)
             logger.info("%s: %d tensors of the first stage, %d others left out", path, len(weights), left)
             return weights
     raise CheckpointError(f"{path} holds no first stage (encoder.*, decoder.*, quantize.*); see BBDM.FIRST_STAGE")
 
 
-def fit(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, keys: str) -> None:
+def fill_network(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, keys: str) -> None:
     """Load `tensors` into `module`: all of its own, no others, each of its shape.
 
     Args:
@@ -113,19 +113,16 @@ def _load(path: str | Path) -> Any:
         return checkpoint.load(path)
 
 
-def _tensors(content: Any, key: str | None = None) -> dict[str, Tensor]:
-    """The tensors by name of `content`, or of the dictionary under `key`, less any `module.` prefix."""
-    if key is not None:
-        content = content.get(key) if isinstance(content, Mapping) else None
-    if not isinstance(content, Mapping):
-        return {}
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    return checkpoint.strip_prefix(tensors, "module.")
+def _tensors_under(content: Any, key: str) -> dict[str, Tensor]:
+    return checkpoint.tensors_of(content.get(key)) if isinstance(content, Mapping) else {}
+
+
+def _inside(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _network_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The network's tensors: those under `denoise_fn.`, or all if they are a network's own names."""
-    inner = {name.removeprefix(NETWORK_PREFIX): t for name, t in tensors.items() if name.startswith(NETWORK_PREFIX)}
-    if inner:
-        return inner
-    return dict(tensors) if any(name.startswith("input_blocks.") for name in tensors) else {}
+    is_network = any(name.startswith("input_blocks.") for name in tensors)
+    return _inside(tensors, NETWORK_PREFIX) or (dict(tensors) if is_network else {})

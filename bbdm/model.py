@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bbdm.bridge import Bridge, bridge_loss, make_schedule
-from bbdm.checkpoints import fit, read_bridge, read_first_stage
+from bbdm.checkpoints import fill_network, read_bridge, read_first_stage
 from bbdm.first_stage import FirstStage, make_first_stage
 from bbdm.sampler import Noise, few_steps, released_steps, sample_few_steps, sample_released
 from bbdm.unet import UNet, make_unet
@@ -218,7 +218,7 @@ def build_first_stage(cfg, *, weights: str = "") -> FirstStage | None:
             "the latent model needs a first stage; set BBDM.FIRST_STAGE to its checkpoint (vq-f4, or your own)"
         )
     stage = build_empty_first_stage(cfg)
-    fit(stage, read_first_stage(path), path, "BBDM.FIRST_STAGE_*")
+    fill_network(stage, read_first_stage(path), path, "BBDM.FIRST_STAGE_*")
     return stage.eval().requires_grad_(False)
 
 
@@ -231,7 +231,7 @@ def build_model(cfg, device: torch.device, precision: Precision, *, weights: str
     """
     network = build_network(cfg)
     if weights:
-        fit(network, read_bridge(weights), weights, "BBDM.WIDTH, MULTIPLIERS, BLOCKS and SPACE")
+        fill_network(network, read_bridge(weights), weights, "BBDM.WIDTH, MULTIPLIERS, BLOCKS and SPACE")
     first_stage = build_first_stage(cfg, weights=weights)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     network.to(device, memory_format=layout)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bbdm.checkpoints import fit
+from bbdm.checkpoints import fill_network
 from bbdm.data import PairBatch
 from bbdm.model import BridgeModel
 from datasets.pairs import Pair
@@ -146,8 +146,8 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any], path: str) -> None:
         """Go on where `state_dict` was taken. Raises CheckpointError if a part is missing or does not fit."""
         try:
-            fit(distributed.unwrap(self.model.network), state["model"], path, "BBDM.*")
-            fit(self.average.network, state["ema"], path, "BBDM.*")
+            fill_network(distributed.unwrap(self.model.network), state["model"], path, "BBDM.*")
+            fill_network(self.average.network, state["ema"], path, "BBDM.*")
             for name, gradient in state.get("gradients", {}).items():
                 parameter = distributed.unwrap(self.model.network).get_parameter(name)
                 parameter.grad = gradient.to(parameter.device)

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from model.heads import Linear, MarginHead
+from model.heads import MarginHead, linear_head
 from model.reid import ReIDModel
 from model.resnet import ResNet50
 from model.transoss import PATCH_SIZE, TransOSS
@@ -75,5 +75,5 @@ def build_classifier(cfg, in_features: int, num_identities: int) -> nn.Module:
     """The identity classifier of MODEL.ID_LOSS_TYPE."""
     kind = cfg.MODEL.ID_LOSS_TYPE
     if kind == "softmax":
-        return Linear(in_features, num_identities)
+        return linear_head(in_features, num_identities)
     return MarginHead(kind, in_features, num_identities, scale=cfg.SOLVER.COSINE_SCALE, margin=cfg.SOLVER.COSINE_MARGIN)

@@ -1,6 +1,6 @@
 """Identity classifiers: logits from features (B, D) -> (B, C), C identities.
 
-`Linear` is the released default. The margin heads take the labels in training and add their margin to the true identity's
+A linear map is the released default. The margin heads take the labels in training and add their margin to the true identity's
 logit; cosines are of L2-normalised features and class weights, logits are scaled by `scale` (s), the margin is m.
 """
 
@@ -14,16 +14,11 @@ TINY_SQUARE = 1e-12
 """Least squared sine under the root, whose slope is infinite at 0."""
 
 
-class Linear(nn.Linear):
-    """Bias-free linear classifier; labels are not used."""
-
-    def __init__(self, in_features: int, classes: int):
-        super().__init__(in_features, classes, bias=False)
-        nn.init.normal_(self.weight, std=0.001)
-
-    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, D) -> (B, C)."""
-        return super().forward(features)
+def linear_head(in_features: int, classes: int) -> nn.Linear:
+    """A linear classifier without bias, (B, D) -> (B, C)."""
+    head = nn.Linear(in_features, classes, bias=False)
+    nn.init.normal_(head.weight, std=0.001)
+    return head
 
 
 def arcface_logits(cosine: Tensor, labels: Tensor, *, scale: float, margin: float) -> Tensor:

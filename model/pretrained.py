@@ -1,6 +1,6 @@
 """Starting a model from weights made elsewhere: other names, position grid, patch size, identities; one optical stem for both.
 
-`model.sources` sorts a file's tensors; here they are fitted to a model, and what became of each is told in a table.
+`model.contents` says what a file holds; here its tensors are fitted to a model, and what became of each is told in a table.
 """
 
 import logging
@@ -12,10 +12,8 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
-from model.build import SIZES
-from model.resnet import ResNet50, sort_resnet
-from model.sources import Source, position_prefix, read_weights, sort_tensors
-from utils.checkpoint import load_state_dict
+from model.contents import LACKING, RESNET, TRANSFORMER, Contents, read_contents
+from model.resnet import ResNet50
 from utils.errors import CheckpointError, UsageError, some
 from utils.log import table
 
@@ -60,19 +58,12 @@ class LoadReport:
         groups: dict[tuple[str, str], list[Entry]] = {}
         for entry in sorted(self.entries, key=lambda entry: STATES.index(entry.state)):
             groups.setdefault((entry.state, entry.why), []).append(entry)
-        rows = [
-            (
-                f"{state}: {some([entry.name for entry in entries])}{f' ({why})' if why else ''}",
-                len(entries),
-                _total(entries),
-            )
-            for (state, why), entries in groups.items()
-        ]
-        return table(["what became of the tensors", "tensors", "values"], [(*row[:2], f"{row[2]:,}") for row in rows])
-
-
-def _total(entries: list[Entry]) -> int:
-    return sum(entry.size for entry in entries)
+        rows = []
+        for (state, why), entries in groups.items():
+            names = some([entry.name for entry in entries])
+            manner = f" ({why})" if why else ""
+            rows.append((f"{state}: {names}{manner}", len(entries), f"{sum(entry.size for entry in entries):,}"))
+        return table(["what became of the tensors", "tensors", "values"], rows)
 
 
 def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], old_grid: tuple[int, int] | None = None) -> Tensor:
@@ -106,37 +97,35 @@ def guess_grid(count: int, grid: tuple[int, int]) -> tuple[int, int]:
     return min(shapes, key=lambda shape: max(shape[0] / shape[1] / wanted, wanted * shape[1] / shape[0]))
 
 
-def fit_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module) -> LoadReport:
+def fit_backbone(contents: Contents, backbone: nn.Module) -> LoadReport:
     """Load a network's tensors into a backbone of its kind, in place; a model around it in the file is left out.
 
     Args:
-        tensors: by the names of any program that `model.sources` knows, or of a ResNet-50.
+        contents: of a file with a Vision Transformer or ResNet-50.
         backbone: a `TransOSS` or a `ResNet50`.
 
     Raises:
         CheckpointError: another kind of network, or other sizes. The sentence wants the file's name before it.
     """
-    source = _sort(tensors, backbone)
-    skipped = [Entry(name, "skipped", value.numel(), "not of the backbone") for name, value in source.rest.items()]
-    return LoadReport((*_fit_backbone(tensors, source, backbone), *skipped))
+    skipped = [Entry(name, "skipped", value.numel(), "not of the backbone") for name, value in contents.rest.items()]
+    return LoadReport((*_fit_backbone(contents, backbone), *skipped))
 
 
-def fit_model(tensors: Mapping[str, Tensor], model: nn.Module, *, classifier: bool) -> LoadReport:
+def fit_model(contents: Contents, model: nn.Module, *, classifier: bool) -> LoadReport:
     """Load a whole re-identification model's tensors (`base.*`, `bottleneck.*`, `classifier.*`, `logit_scale`), in place.
 
     Args:
-        tensors: as for `fit_backbone`; a bare backbone will do.
+        contents: as for `fit_backbone`; a bare backbone will do.
         model: a `ReIDModel`.
         classifier: whether to take the classifier too; one for another number of identities is skipped.
 
     Raises:
         CheckpointError: see `fit_backbone`.
     """
-    source = _sort(tensors, model.base)
-    entries = _fit_backbone(tensors, source, model.base)
+    entries = _fit_backbone(contents, model.base)
     target = {name: value for name, value in model.state_dict().items() if not name.startswith("base.")}
     fitted: dict[str, Tensor] = {}
-    for name, value in source.rest.items():
+    for name, value in contents.rest.items():
         reason = _why_not(name, value, target, classifier)
         entries.append(Entry(name, "skipped" if reason else "loaded", value.numel(), reason))
         if not reason:
@@ -144,15 +133,6 @@ def fit_model(tensors: Mapping[str, Tensor], model: nn.Module, *, classifier: bo
     entries += [_missing(name, value) for name, value in target.items() if name not in fitted]
     model.load_state_dict(fitted, strict=False)
     return LoadReport(tuple(entries))
-
-
-def _sort(tensors: Mapping[str, Tensor], backbone: nn.Module) -> Source:
-    """The file's tensors, if they are of the backbone's kind and size."""
-    if isinstance(backbone, ResNet50):
-        return sort_resnet(tensors, backbone)
-    source = sort_tensors(tensors)
-    _check_sizes(source, backbone)
-    return source
 
 
 def _why_not(name: str, value: Tensor, target: Mapping[str, Tensor], classifier: bool) -> str:
@@ -170,23 +150,24 @@ def _missing(name: str, value: Tensor) -> Entry:
     return Entry(name, "missing", value.numel(), "not in the file, keeps its initial value")
 
 
-def _fit_backbone(tensors: Mapping[str, Tensor], source: Source, backbone: nn.Module) -> list[Entry]:
-    """Load `source.backbone`; returns what became of its tensors and of those that sorting left out."""
+def _fit_backbone(contents: Contents, backbone: nn.Module) -> list[Entry]:
+    """Load `contents.backbone`; returns what became of its tensors and of those that sorting left out."""
+    _check_network(contents, backbone)
     target = backbone.state_dict()
-    entries = [Entry(name, "skipped", tensors[name].numel(), why) for name, why in source.skipped.items()]
+    entries = [Entry(name, "skipped", contents.tensors[name].numel(), why) for name, why in contents.skipped.items()]
     fitted: dict[str, Tensor] = {}
-    for name, value in source.backbone.items():
+    for name, value in contents.backbone.items():
         if name not in target:
             entries.append(Entry(name, "skipped", value.numel(), "the model has no such tensor"))
             continue
-        fitted[name], state, manner = _fit_tensor(name, value, source, target[name], backbone)
+        fitted[name], state, manner = _fit_tensor(name, value, contents, target[name], backbone)
         entries.append(Entry(name, state, target[name].numel(), manner))
     for name in target:
         twin = name.replace("patch_embed_SAR.", "patch_embed.")
         if name not in fitted and twin in fitted:
             fitted[name] = fitted[twin]
             entries.append(Entry(name, "copied", target[name].numel(), "from the optical stem"))
-        elif name not in fitted and not source.is_transoss and name.endswith(".bias") and f"{name[:-5]}.weight" in fitted:
+        elif name not in fitted and not contents.is_transoss and name.endswith(".bias") and f"{name[:-5]}.weight" in fitted:
             fitted[name] = torch.zeros_like(target[name])
             entries.append(Entry(name, "loaded", target[name].numel(), "zero, as the file's layer has no bias"))
     # Old files lack a BatchNorm's count of batches, which only one without momentum would read.
@@ -196,13 +177,13 @@ def _fit_backbone(tensors: Mapping[str, Tensor], source: Source, backbone: nn.Mo
     return entries
 
 
-def _fit_tensor(name: str, value: Tensor, source: Source, target: Tensor, backbone: nn.Module) -> tuple[Tensor, str, str]:
+def _fit_tensor(name: str, value: Tensor, contents: Contents, target: Tensor, backbone: nn.Module) -> tuple[Tensor, str, str]:
     """A tensor in the shape of `target`, one of `STATES`, and in which manner it got there."""
     state, manner = "loaded", ""
-    if name in source.folded:
+    if name in contents.folded:
         state, manner = "folded", "times its layer scale: the same function"
     elif name == "pos_embed":
-        value, manner = _fit_positions(source, backbone.grid_size)
+        value, manner = _fit_positions(contents, backbone.grid_size)
     elif name.startswith("patch_embed") and name.endswith("proj.weight"):
         value, manner = _fit_stem(value, target)
     if value.shape != target.shape:
@@ -213,17 +194,17 @@ def _fit_tensor(name: str, value: Tensor, source: Source, target: Tensor, backbo
     return value, state if not manner or state == "folded" else "resized", manner
 
 
-def _fit_positions(source: Source, grid: tuple[int, int]) -> tuple[Tensor, str]:
+def _fit_positions(contents: Contents, grid: tuple[int, int]) -> tuple[Tensor, str]:
     """The position embedding for the class token and a grid, (1, 1 + rows * columns, D), and the manner."""
-    embedding = source.backbone["pos_embed"]
-    if embedding.dim() != 3 or embedding.shape[2] != source.width:
+    embedding = contents.backbone["pos_embed"]
+    if embedding.dim() != 3 or embedding.shape[2] != contents.width:
         return embedding, ""
-    number = position_prefix(source, grid)
+    number = contents.position_prefix(grid)
     old_grid = guess_grid(embedding.shape[1] - number, grid)
     if number == 1 and old_grid == grid:
         return embedding, ""
     # Where the class token has no position of its own, its position is zero: the same sum.
-    first = embedding[:, :1] if number and "cls_token" in source.backbone else torch.zeros_like(embedding[:, :1])
+    first = embedding[:, :1] if number and "cls_token" in contents.backbone else torch.zeros_like(embedding[:, :1])
     resized = resize_position_embedding(torch.cat([first, embedding[:, number:]], dim=1), grid, old_grid)
     return resized, f"positions of {old_grid[0]} x {old_grid[1]} patches -> {grid[0]} x {grid[1]}, bilinear"
 
@@ -242,22 +223,22 @@ def _fit_stem(weight: Tensor, target: Tensor) -> tuple[Tensor, str]:
     return resample_patch_embed(weight.float(), size), f"patches of {weight.shape[2]} pixels -> {size[0]}"
 
 
-def transformer_type(source: Source) -> str | None:
-    """The MODEL.TRANSFORMER_TYPE of the file's sizes; None if there is none."""
-    sizes = (source.width, source.depth)
-    return next((name for name, size in SIZES.items() if (size.get("embed_dim"), size.get("depth")) == sizes), None)
-
-
-def _check_sizes(source: Source, backbone: nn.Module) -> None:
-    """Another width, or more blocks than the model's: nothing to load. Fewer blocks are a matter of the share."""
-    width, depth = backbone.num_features, len(backbone.blocks)
-    if source.width == width and source.depth <= depth:
+def _check_network(contents: Contents, backbone: nn.Module) -> None:
+    """Another network, another width, or more blocks: nothing to load. Fewer blocks are a matter of the share."""
+    wanted = RESNET if isinstance(backbone, ResNet50) else TRANSFORMER
+    if contents.network != wanted:
+        raise CheckpointError(LACKING[wanted])
+    if contents.fault:
+        raise CheckpointError(contents.fault)
+    if wanted == RESNET:
         return
-    name = transformer_type(source)
-    advice = f"set MODEL.TRANSFORMER_TYPE {name}" if name else "no MODEL.TRANSFORMER_TYPE has its sizes"
-    raise CheckpointError(
-        f"is of width {source.width} and {source.depth} blocks, the model of width {width} and {depth} blocks; {advice}"
-    )
+    width, depth = backbone.num_features, len(backbone.blocks)
+    if contents.width != width or contents.depth > depth:
+        name = contents.transformer_type
+        advice = f"set MODEL.TRANSFORMER_TYPE {name}" if name else "no MODEL.TRANSFORMER_TYPE has its sizes"
+        raise CheckpointError(
+            f"is of width {contents.width} and {contents.depth} blocks, the model of width {width} and {depth} blocks; {advice}"
+        )
 
 
 def build_start(cfg, model: nn.Module) -> LoadReport:
@@ -276,7 +257,7 @@ def load_pretrained(path: str | Path, model: nn.Module, *, choice: str, partial:
     """Start `model` from the weights `path`, and log a table of what became of every tensor.
 
     Args:
-        path: a weights file of any kind that `model.sources` knows, or `timm:` and the name of one of timm's models.
+        path: a weights file of any kind that `model.contents` knows, or `timm:` and the name of one of timm's models.
         model: a `ReIDModel`.
         choice: MODEL.PRETRAIN_CHOICE: 'imagenet' takes the backbone, 'clip' and 'finetune' the whole model less its
             classifier, 'self' everything, 'none' nothing (the file is not even read).
@@ -291,12 +272,12 @@ def load_pretrained(path: str | Path, model: nn.Module, *, choice: str, partial:
         return LoadReport(())
     if choice not in ("imagenet", "clip", "finetune", "self"):
         raise UsageError(f"MODEL.PRETRAIN_CHOICE cannot be {choice!r}; it is one of imagenet, clip, finetune, self, none")
-    tensors = read_weights(path)
+    contents = read_contents(path)
     try:
         if choice == "imagenet":
-            report = fit_backbone(tensors, model.base)
+            report = fit_backbone(contents, model.base)
         else:
-            report = fit_model(tensors, model, classifier=choice == "self")
+            report = fit_model(contents, model, classifier=choice == "self")
         share = backbone_share(report, model.base)
         if share < LEAST_SHARE and not partial:
             missing = [name for name in report.names("missing") if name in model.base.state_dict()]
@@ -327,9 +308,9 @@ def load_weights(path: str | Path, model: nn.Module) -> LoadReport:
     Raises:
         CheckpointError: see `fit_backbone`; also if a tensor of the model is not in the file.
     """
-    tensors = load_state_dict(path)
+    contents = read_contents(path)
     try:
-        report = fit_model(tensors, model, classifier=False)
+        report = fit_model(contents, model, classifier=False)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
     needed = [name for name in (*report.names("missing"), *report.names("copied")) if name != "logit_scale"]

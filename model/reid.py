@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from model.heads import MarginHead
+
 INITIAL_LOGIT_SCALE = 2.6592
 """log(1 / 0.07): the temperature at which contrastive pre-training starts."""
 
@@ -32,7 +34,7 @@ class ReIDModel(nn.Module):
 
     Args:
         base: maps (images, modalities, sizes) to (B, D) and has `num_features`, D.
-        classifier: maps ((B, D), labels) to (B, C); None for a model that only extracts features.
+        classifier: a linear head or a `MarginHead`, (B, D) -> (B, C); None for a model that only extracts features.
         neck: whether features pass a BatchNorm1d (bias frozen at 0) on their way to the classifier.
     """
 
@@ -56,5 +58,10 @@ class ReIDModel(nn.Module):
         """
         feature = self.base(images, modalities, sizes)
         neck_feature = self.bottleneck(feature)
-        scores = None if self.classifier is None else self.classifier(neck_feature, labels)
+        if self.classifier is None:
+            scores = None
+        elif isinstance(self.classifier, MarginHead):
+            scores = self.classifier(neck_feature, labels)
+        else:
+            scores = self.classifier(neck_feature)
         return ReIDOutput(feature=feature, neck_feature=neck_feature, scores=scores)

@@ -3,48 +3,33 @@
 Legend: B images, H x W pixels, N patches (tokens), D embedding width.
 """
 
+from collections import OrderedDict
 from functools import partial
 
 import torch
-from timm.layers import build_sincos2d_pos_embed, trunc_normal_
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed, trunc_normal_
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 PATCH_SIZE = 16
 
 
-class PatchStem(nn.Module):
-    """Cut an image into patches of 16 x 16 and embed each linearly; a stride below 16 makes them overlap.
+def patch_stem(img_size: tuple[int, int], embed_dim: int, *, stride: tuple[int, int] = (16, 16), **_: object) -> PatchEmbed:
+    """A module that cuts images into patches of 16 x 16 and embeds each linearly: (B, 3, H, W) -> (B, N, D), row by row.
 
     Args:
-        img_size: height and width of the images in pixels.
+        img_size: H and W.
         embed_dim: D.
-        stride: vertical and horizontal distance of neighbouring patches in pixels.
+        stride: vertical and horizontal distance of neighbouring patches in pixels; below 16 they overlap.
+        _: what timm's networks tell their stems besides.
     """
-
-    def __init__(self, img_size: tuple[int, int], embed_dim: int = 768, stride: tuple[int, int] = (16, 16), **_: object):
-        super().__init__()
-        self.grid_size = tuple((size - PATCH_SIZE) // step + 1 for size, step in zip(img_size, stride, strict=True))
-        if min(self.grid_size) < 1:
-            raise ValueError(f"an image of {img_size[0]} x {img_size[1]} pixels holds no patch of {PATCH_SIZE} x {PATCH_SIZE}")
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-        self.proj = nn.Conv2d(3, embed_dim, kernel_size=PATCH_SIZE, stride=stride)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, N, D), row by row."""
-        return self.proj(images).flatten(2).transpose(1, 2)
-
-
-class SizeEmbedding(nn.Module):
-    """Ship-size embedding (SSE): a linear map of the size triple to one token."""
-
-    def __init__(self, embed_dim: int):
-        super().__init__()
-        self.linear_layer = nn.Linear(3, embed_dim)
-
-    def forward(self, sizes: Tensor) -> Tensor:
-        """(B, 3) -> (B, 1, D)."""
-        return self.linear_layer(sizes).unsqueeze(1)
+    rows, columns = ((size - PATCH_SIZE) // step + 1 for size, step in zip(img_size, stride, strict=True))
+    if min(rows, columns) < 1:
+        raise ValueError(f"an image of {img_size[0]} x {img_size[1]} pixels holds no patch of {PATCH_SIZE} x {PATCH_SIZE}")
+    stem = PatchEmbed(None, PATCH_SIZE, embed_dim=embed_dim)  # given a size, timm wants whole patches without overlap
+    stem.proj.stride = stride
+    stem.grid_size, stem.num_patches = (rows, columns), rows * columns
+    return stem
 
 
 class TransOSS(VisionTransformer):
@@ -85,7 +70,7 @@ class TransOSS(VisionTransformer):
         drop_path_rate: float = 0.1,
         position_init: str = "normal",
     ):
-        stem = partial(PatchStem, stride=stride)
+        stem = partial(patch_stem, stride=stride)
         super().__init__(
             img_size=img_size,
             patch_size=PATCH_SIZE,
@@ -104,7 +89,8 @@ class TransOSS(VisionTransformer):
         self.patch_embed_SAR = stem(img_size, embed_dim)
         self.modality_scale = modality_scale
         self.mie_embed = nn.Parameter(torch.empty(2, 1, embed_dim)) if modality_embedding else None
-        self.wh_embed = SizeEmbedding(embed_dim) if size_embedding else None
+        # A linear map of the size triple, under its released name.
+        self.wh_embed = nn.Sequential(OrderedDict(linear_layer=nn.Linear(3, embed_dim))) if size_embedding else None
         if position_init == "sincos":
             positions = build_sincos2d_pos_embed(list(self.grid_size), embed_dim, interleave_sin_cos=True)
             self.pos_embed.data[:, 1:] = positions  # the class token's place stays as it is
@@ -139,7 +125,7 @@ class TransOSS(VisionTransformer):
             tokens = tokens + self.modality_scale * self.mie_embed[modalities]
         tokens = self.pos_drop(tokens)
         if self.wh_embed is not None:
-            tokens = torch.cat([tokens, self.wh_embed(sizes)], dim=1)
+            tokens = torch.cat([tokens, self.wh_embed(sizes)[:, None]], dim=1)
         return tokens
 
     def forward_features(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bbdm.averaging import build_average
-from bbdm.checkpoints import fit, read_bridge, read_first_stage
+from bbdm.checkpoints import fill_network, read_bridge, read_first_stage
 from bbdm.first_stage import make_first_stage
 from bbdm.unet import make_unet
 from utils.errors import CheckpointError
@@ -45,8 +45,8 @@ def test_published_files_give_the_averaged_network_and_the_first_stage(tmp_path,
     torch.save({"model": model, "ema": averages, "epoch": 3, "step": 100}, tmp_path / "published.pth")
     tensors = read_bridge(tmp_path / "published.pth")
     assert torch.equal(tensors["out.2.weight"], network.out[2].weight + 1)
-    fit(network, tensors, "published.pth", "BBDM.*")
-    fit(stage, read_first_stage(tmp_path / "published.pth"), "published.pth", "BBDM.*")
+    fill_network(network, tensors, "published.pth", "BBDM.*")
+    fill_network(stage, read_first_stage(tmp_path / "published.pth"), "published.pth", "BBDM.*")
     assert f"{len(averages)} of them averaged" in caplog.text
     assert "1 others left out" in caplog.text
 
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_listed(network):
     tensors["out.2.bias"] = torch.zeros(5)
     tensors["extra"] = tensors.pop("out.0.bias")
     with pytest.raises(CheckpointError) as error:
-        fit(network, tensors, "some.pth", "BBDM.WIDTH")
+        fill_network(network, tensors, "some.pth", "BBDM.WIDTH")
     assert str(error.value) == (
         "some.pth does not fit the model: 1 missing (out.0.bias); 1 unknown (extra); 1 of another shape (out.2.bias); "
         "see BBDM.WIDTH"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.heads import Linear
+from model.heads import linear_head
 from model.reid import ReIDModel
 from model.transoss import TransOSS
 from tests.golden import FOLDER
@@ -21,7 +21,7 @@ from utils.errors import CheckpointError, UsageError
 def make_tensors() -> dict[str, Tensor]:
     torch.manual_seed(0)
     base = TransOSS(img_size=(32, 32), embed_dim=16, depth=1, num_heads=2)
-    return ReIDModel(base, Linear(16, 5)).state_dict()
+    return ReIDModel(base, linear_head(16, 5)).state_dict()
 
 
 def bits(tensors: dict[str, Tensor]) -> dict[str, tuple]:
@@ -51,7 +51,7 @@ def test_a_released_file_keeps_its_unused_layer(tmp_path: Path) -> None:
 
 def test_every_released_name_and_shape() -> None:
     vectors = np.load(FOLDER / "vit_base_formula.npz", allow_pickle=False)
-    model = ReIDModel(TransOSS(img_size=(256, 128)), Linear(768, 361))
+    model = ReIDModel(TransOSS(img_size=(256, 128)), linear_head(768, 361))
     released = to_released(model.state_dict())
     theirs = dict(zip(vectors["keys"].tolist(), vectors["key_shapes"].tolist(), strict=True))
     assert {name: str(list(value.shape)) for name, value in released.items()} == theirs

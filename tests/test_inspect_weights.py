@@ -14,12 +14,13 @@ import model.resnet
 import tools.inspect_weights as tool
 from configs import load_cfg
 from model.build import build_model
-from model.heads import Linear
+from model.contents import read_contents
+from model.heads import linear_head
 from model.pretrained import build_start, load_pretrained, load_weights
 from model.reid import ReIDModel
 from model.resnet import ResNet50
 from model.transoss import TransOSS
-from tools.inspect_weights import Finding, inspect, main, picture_of
+from tools.inspect_weights import facts, inspect, kind_of, list_uses, main, picture_of, try_it
 from utils.checkpoint import save
 from utils.errors import CheckpointError
 
@@ -34,7 +35,7 @@ def two_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def model_tensors(*, img_size=(256, 128), stride=(16, 16), identities: int = 9, **options) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return ReIDModel(TransOSS(img_size=img_size, stride=stride, **TINY, **options), Linear(192, identities)).state_dict()
+    return ReIDModel(TransOSS(img_size=img_size, stride=stride, **TINY, **options), linear_head(192, identities)).state_dict()
 
 
 def write(path: Path, content: dict) -> str:
@@ -42,11 +43,17 @@ def write(path: Path, content: dict) -> str:
     return str(path)
 
 
-def lines_to(purpose: str, finding: Finding, folder: Path) -> Path:
-    """The lines that the finding gives for a purpose, as a file."""
-    path = folder / "lines.yml"
-    path.write_text(next(lines for what, lines in finding.uses if what.startswith(purpose)), encoding="utf-8")
-    return path
+def uses(path: str) -> dict[str, str]:
+    contents = read_contents(path)
+    return list_uses(path, contents, try_it(contents)[0])
+
+
+def lines_to(purpose: str, path: str, folder: Path) -> Path:
+    """The lines that are given for a purpose, as a file; what is printed has them too."""
+    lines = next(lines for what, lines in uses(path).items() if what.startswith(purpose))
+    assert lines in inspect(path)
+    (folder / "lines.yml").write_text(lines, encoding="utf-8")
+    return folder / "lines.yml"
 
 
 @pytest.mark.parametrize(
@@ -62,10 +69,10 @@ def lines_to(purpose: str, finding: Finding, folder: Path) -> Path:
 def test_lines_to_test_with_rebuild_the_model(tmp_path: Path, img_size: tuple, stride: int, options: dict) -> None:
     tensors = model_tensors(img_size=img_size, stride=(stride, stride), **options)
     path = write(tmp_path / "transformer_10.pth", tensors)
-    finding = inspect(path)
-    assert finding.kind.startswith("a re-identification model")
-    assert dict(finding.sizes)["identities"] == "9"
-    cfg = load_cfg(lines_to("test", finding, tmp_path))
+    contents = read_contents(path)
+    assert kind_of(contents).startswith("a re-identification model")
+    assert facts(contents)["identities"] == "9"
+    cfg = load_cfg(lines_to("test", path, tmp_path))
     model = build_model(cfg)
     load_weights(cfg.TEST.WEIGHT, model)
     own = model.state_dict()
@@ -76,16 +83,17 @@ def test_lines_to_test_with_rebuild_the_model(tmp_path: Path, img_size: tuple, s
 @pytest.mark.parametrize("state", [False, True])
 def test_lines_for_a_resnet_rebuild_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: bool) -> None:
     monkeypatch.setattr(model.resnet, "LAYERS", (1, 1, 1, 1))
-    tensors = ReIDModel(ResNet50(), Linear(2048, 9)).state_dict()
+    tensors = ReIDModel(ResNet50(), linear_head(2048, 9)).state_dict()
     content = {"model": tensors, "optimizers": [], "epoch": 3} if state else tensors
-    finding = inspect(write(tmp_path / "resnet50_10.pth", content))
-    assert finding.kind.endswith("a re-identification model on ResNet-50")
-    assert finding.kind.startswith("a training state after epoch 3") == state
-    cfg = load_cfg(lines_to("test", finding, tmp_path))
+    path = write(tmp_path / "resnet50_10.pth", content)
+    kind = kind_of(read_contents(path))
+    assert kind.endswith("a re-identification model on ResNet-50")
+    assert kind.startswith("a training state after epoch 3") == state
+    cfg = load_cfg(lines_to("test", path, tmp_path))
     built = build_model(cfg)
     load_weights(cfg.TEST.WEIGHT, built)
     assert torch.equal(built.base.layer4[0].conv2.weight, tensors["base.layer4.0.conv2.weight"])
-    start = load_cfg(lines_to("start", inspect(write(tmp_path / "bare.pth", ResNet50().state_dict())), tmp_path))
+    start = load_cfg(lines_to("start", write(tmp_path / "bare.pth", ResNet50().state_dict()), tmp_path))
     assert (start.MODEL.NAME, start.MODEL.PRETRAIN_CHOICE) == ("resnet50", "imagenet")
     build_start(start, build_model(start))
 
@@ -102,53 +110,52 @@ def test_lines_to_start_with_take_the_backbone(tmp_path: Path) -> None:
         "vit_tiny_patch16_224", pretrained=False, img_size=70, patch_size=14, init_values=0.1, reg_tokens=4, depth=2
     )
     path = write(tmp_path / "dino.safetensors", vit.half().state_dict())
-    finding = inspect(path)
-    sizes = dict(finding.sizes)
-    assert finding.kind == "a Vision Transformer for ordinary pictures"
+    contents = read_contents(path)
+    sizes = facts(contents)
+    assert kind_of(contents) == "a Vision Transformer for ordinary pictures"
     assert (sizes["width"], sizes["blocks"], sizes["patch"], sizes["layer scale"]) == ("192", "2", "14 x 14", "yes")
     assert sizes["heads"].startswith("3, ")
     assert sizes["patches"].startswith("25, 5 x 5")
     assert (sizes["other tokens"], sizes["types"]) == ("4", "float16")
-    cfg = load_cfg(lines_to("start", finding, tmp_path))
+    cfg = load_cfg(lines_to("start", path, tmp_path))
     report = load_pretrained(cfg.MODEL.PRETRAIN_PATH, build_model(cfg), choice=cfg.MODEL.PRETRAIN_CHOICE)
     assert {"pos_embed", "patch_embed.proj.weight"} == set(report.names("resized"))
 
 
 def test_a_training_state(tmp_path: Path) -> None:
     path = write(tmp_path / "last.pth", {"model": model_tensors(), "optimizers": [{}], "epoch": 3})
-    finding = inspect(path)
-    assert finding.kind.startswith("a training state after epoch 3, with a re-identification model")
-    assert path == load_cfg(lines_to("resume", finding, tmp_path)).SOLVER.RESUME
+    assert kind_of(read_contents(path)).startswith("a training state after epoch 3, with a re-identification model")
+    assert path == load_cfg(lines_to("resume", path, tmp_path)).SOLVER.RESUME
 
 
 def test_the_output_of_pretraining_can_start_but_not_be_tested(tmp_path: Path) -> None:
     tensors = {name.removeprefix("base."): value for name, value in model_tensors().items() if name.startswith("base.")}
-    finding = inspect(write(tmp_path / "pre.pth", tensors))
-    assert finding.kind == "a TransOSS backbone, without a neck"
-    assert [what for what, _ in finding.uses] == ["start training from it"]
+    path = write(tmp_path / "pre.pth", tensors)
+    assert kind_of(read_contents(path)) == "a TransOSS backbone, without a neck"
+    assert list(uses(path)) == ["start training from it"]
 
 
 def test_a_size_without_a_model(tmp_path: Path) -> None:
     tensors = TransOSS(img_size=(32, 32), embed_dim=64, depth=1, num_heads=1).state_dict()
-    finding = inspect(write(tmp_path / "w.pth", tensors))
-    assert finding.fits == "no MODEL.TRANSFORMER_TYPE: none is of width 64 with 1 blocks"
-    assert finding.uses == ()
+    path = write(tmp_path / "w.pth", tensors)
+    assert "It fits no MODEL.TRANSFORMER_TYPE: none is of width 64 with 1 blocks." in inspect(path)
+    assert uses(path) == {}
 
 
 def test_too_little_for_a_model(tmp_path: Path) -> None:
     whole = TransOSS(img_size=(256, 128), **TINY).state_dict()
     tensors = {name: value for name, value in whole.items() if ".mlp." not in name}
-    finding = inspect(write(tmp_path / "w.pth", tensors))
-    assert finding.fits.startswith("no model: it holds ")
-    assert finding.uses == ()
+    path = write(tmp_path / "w.pth", tensors)
+    assert "It fits no model: it holds " in inspect(path)
+    assert uses(path) == {}
 
 
 def test_bridges_and_first_stages(tmp_path: Path) -> None:
     bridge = {"model": {"denoise_fn.input_blocks.0.0.weight": torch.ones(2), "vqgan.quantize.embedding.weight": torch.ones(2)}}
     path = write(tmp_path / "bridge.pth", bridge)
-    assert path == load_cfg(lines_to("sample", inspect(path), tmp_path)).BBDM.WEIGHT
+    assert path == load_cfg(lines_to("sample", path, tmp_path)).BBDM.WEIGHT
     path = write(tmp_path / "vq.pth", {"quantize.embedding.weight": torch.ones(2), "encoder.conv_in.weight": torch.ones(2)})
-    assert path == load_cfg(lines_to("sample", inspect(path), tmp_path)).BBDM.FIRST_STAGE
+    assert path == load_cfg(lines_to("sample", path, tmp_path)).BBDM.FIRST_STAGE
 
 
 @pytest.mark.parametrize(
@@ -162,7 +169,7 @@ def test_pictures_of_a_grid(size: tuple, stride: int, grid: tuple) -> None:
 def test_names_with_odd_characters_survive_the_lines(tmp_path: Path) -> None:
     (tmp_path / "é: #1 'x'").mkdir()
     path = write(tmp_path / "é: #1 'x'" / "w.pth", model_tensors())
-    assert path == load_cfg(lines_to("test", inspect(path), tmp_path)).TEST.WEIGHT
+    assert path == load_cfg(lines_to("test", path, tmp_path)).TEST.WEIGHT
 
 
 def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from loss.terms import pair_logits
 from model.build import SIZES, build_model
-from model.heads import MARGINS, Linear, MarginHead, arcface_logits, circle_logits, cosface_logits
+from model.heads import MARGINS, MarginHead, arcface_logits, circle_logits, cosface_logits, linear_head
 from model.reid import ReIDModel
 from model.transoss import TransOSS
 from tests.commands import tiny_cfg
@@ -144,7 +145,7 @@ def test_the_temperature_trains_in_contrastive_pre_training_alone():
 @pytest.mark.parametrize("neck", [True, False])
 def test_the_neck_is_what_scores_are_read_from(neck):
     torch.manual_seed(0)
-    model = ReIDModel(backbone(), Linear(32, 3), neck=neck).train()
+    model = ReIDModel(backbone(), linear_head(32, 3), neck=neck).train()
     output = model(**pictures(6))
     torch.testing.assert_close(output.scores, output.neck_feature @ model.classifier.weight.t())
     if neck:
@@ -232,7 +233,7 @@ def test_a_feature_on_its_own_centre_has_a_finite_gradient(kind):
 @pytest.mark.parametrize("kind", ["softmax", *MARGINS])
 def test_the_head_of_a_configuration(kind):
     model = build_model(tiny_cfg(MODEL__ID_LOSS_TYPE=kind), 4)
-    assert isinstance(model.classifier, Linear if kind == "softmax" else MarginHead)
+    assert isinstance(model.classifier, nn.Linear if kind == "softmax" else MarginHead)
     assert getattr(model.classifier, "scale", 30) == 30
     assert model.classifier(torch.randn(2, 192)).shape == (2, 4)
 

@@ -10,7 +10,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from model.heads import Linear
+from model.contents import contents_of
+from model.heads import linear_head
 from model.pretrained import (
     backbone_share,
     build_start,
@@ -33,7 +34,7 @@ def make_model(
 ) -> ReIDModel:
     torch.manual_seed(seed)
     base = TransOSS(img_size=img_size, modality_embedding=mie, size_embedding=sse, **{**SIZES, **sizes})
-    model = ReIDModel(base, Linear(base.num_features, identities) if identities else None)
+    model = ReIDModel(base, linear_head(base.num_features, identities) if identities else None)
     return scatter(model).eval()
 
 
@@ -99,7 +100,7 @@ def test_other_names_of_the_same_tensors(renames: dict[str, str]) -> None:
             name = name.replace(new, old)
         tensors[name] = value
     assert tensors.keys() != vit.state_dict().keys()
-    report = fit_backbone(tensors, model.base)
+    report = fit_backbone(contents_of(tensors), model.base)
     assert len(report.names("folded")) == 2 * 2 * 2  # blocks x scales x (weight, bias)
     torch.testing.assert_close(plain(model, images_of()), vit.forward_features(images_of())[:, 0], atol=1e-5, rtol=1e-4)
 
@@ -150,7 +151,7 @@ def test_dinov2_with_patch_14_and_registers(layout: str, registers: int) -> None
         if registers:
             tensors["register_tokens"] = tensors.pop("reg_token")
     model = make_model(img_size=(64, 48))
-    report = fit_backbone(tensors, model.base)
+    report = fit_backbone(contents_of(tensors), model.base)
     first = torch.zeros(1, 1, 32) if layout == "timm" else tensors["pos_embed"][:, :1]
     expected = resize_position_embedding(torch.cat([first, positions], dim=1), (4, 3), (5, 5))
     assert torch.equal(model.base.pos_embed, expected)
@@ -162,7 +163,7 @@ def test_dinov2_with_patch_14_and_registers(layout: str, registers: int) -> None
 def test_a_resampled_stem_sees_a_resized_patch_as_before() -> None:
     """FlexiViT's property: enlarging the patches and the stem alike leaves the embedding nearly as it was."""
     vit, model = make_vit(img_size=(28, 28), patch_size=14), make_model(img_size=(32, 32))
-    fit_backbone(vit.state_dict(), model.base)
+    fit_backbone(contents_of(vit.state_dict()), model.base)
     small = torch.nn.functional.interpolate(images_of(2, 2), size=(28, 28), mode="bicubic")
     large = torch.stack(
         [
@@ -178,7 +179,7 @@ def test_a_resampled_stem_sees_a_resized_patch_as_before() -> None:
 def test_deit_distilled_keeps_class_and_patches() -> None:
     deit = make_vit(name="deit_tiny_distilled_patch16_224", img_size=(64, 64))
     model = make_model()
-    report = fit_backbone(deit.state_dict(), model.base)
+    report = fit_backbone(contents_of(deit.state_dict()), model.base)
     kept = torch.cat([deit.pos_embed[:, :1], deit.pos_embed[:, 2:]], dim=1)
     assert torch.equal(model.base.pos_embed, resize_position_embedding(kept, (4, 2), (4, 4)))
     assert {"dist_token", "head_dist.weight"} <= set(report.names("skipped"))
@@ -194,7 +195,7 @@ def test_mae_without_head_and_with_decoder() -> None:
         "decoder_blocks.0.norm1.weight": torch.zeros(16),
         "decoder_blocks.0.norm1.bias": torch.zeros(16),
     }
-    report = fit_backbone(tensors, model.base)
+    report = fit_backbone(contents_of(tensors), model.base)
     assert len(report.names("skipped")) == 5
     assert torch.equal(model.base.blocks[0].norm1.weight, vit.blocks[0].norm1.weight)
 
@@ -203,7 +204,7 @@ def test_a_linear_stem_of_flattened_patches() -> None:
     vit, model = make_vit(), make_model()
     tensors = vit.state_dict()
     tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].flatten(1)
-    fit_backbone(tensors, model.base)
+    fit_backbone(contents_of(tensors), model.base)
     assert torch.equal(model.base.patch_embed.proj.weight, vit.patch_embed.proj.weight)
 
 
@@ -213,7 +214,7 @@ def test_a_linear_stem_of_flattened_patches() -> None:
 def test_other_grids_of_our_own_models(img_size: tuple, stride: tuple) -> None:
     source = make_model(img_size=(64, 32))
     model = make_model(img_size=img_size, stride=stride, seed=2)
-    report = fit_backbone(source.base.state_dict(), model.base)
+    report = fit_backbone(contents_of(source.base.state_dict()), model.base)
     assert torch.equal(model.base.pos_embed, resize_position_embedding(source.base.pos_embed, model.base.grid_size, (4, 2)))
     assert report.names("resized") == ["pos_embed"]
 
@@ -221,7 +222,7 @@ def test_other_grids_of_our_own_models(img_size: tuple, stride: tuple) -> None:
 def test_grids_of_our_own_models_are_not_taken_for_squares_with_the_class_token() -> None:
     """4 x 6 patches and the class token are 25 entries, a square."""
     source, model = make_model(img_size=(64, 96)), make_model(img_size=(64, 96), seed=2)
-    fit_backbone(source.base.state_dict(), model.base)
+    fit_backbone(contents_of(source.base.state_dict()), model.base)
     assert torch.equal(model.base.pos_embed, source.base.pos_embed)
 
 

@@ -137,7 +137,16 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: see `load`; also a file without tensors.
     """
-    tensors = find_state_dict(load(path))
+    return require_tensors(load(path), path)
+
+
+def require_tensors(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """`find_state_dict` of what was read of `path`, which must hold some.
+
+    Raises:
+        CheckpointError: it holds none.
+    """
+    tensors = find_state_dict(content)
     if not tensors:
         raise CheckpointError(
             f"{path} holds no tensors by name; a checkpoint is a state dict, bare or under 'state_dict' or 'model'"
@@ -152,6 +161,11 @@ def find_state_dict(content: Any) -> dict[str, Tensor]:
         if not inner:
             break
         content = inner[0]
+    return tensors_of(content)
+
+
+def tensors_of(content: Any) -> dict[str, Tensor]:
+    """The tensors of a state dict by name, less `WRAPPERS`; empty if `content` is none."""
     if not isinstance(content, Mapping):
         return {}
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}

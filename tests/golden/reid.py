@@ -28,7 +28,8 @@ from loss.terms import (
     pair_logits,
     symmetric_contrastive,
 )
-from model.heads import Linear, MarginHead
+from model.contents import contents_of
+from model.heads import MarginHead, linear_head
 from model.pretrained import fit_backbone, resize_position_embedding
 from model.reid import ReIDModel
 from model.transoss import TransOSS
@@ -77,7 +78,7 @@ def backbone_of(config: dict) -> TransOSS:
 def model_of(config: dict) -> ReIDModel:
     """The whole model of `config`."""
     backbone = backbone_of(config)
-    return ReIDModel(backbone, Linear(backbone.num_features, config["identities"])).eval()
+    return ReIDModel(backbone, linear_head(backbone.num_features, config["identities"])).eval()
 
 
 def check_sar_to_rgb(vectors: Vectors) -> Iterator[Comparison]:
@@ -170,7 +171,8 @@ def check_pretrained_surgery(vectors: Vectors) -> Iterator[Comparison]:
     """An ImageNet-style checkpoint loaded into a formula-filled backbone."""
     backbone = backbone_of(json.loads(str(vectors["config"])))
     fill_formula(backbone, is_normalisation)
-    fit_backbone({key.removeprefix("src."): tensor(vectors[key]) for key in vectors if key.startswith("src.")}, backbone)
+    source = {key.removeprefix("src."): tensor(vectors[key]) for key in vectors if key.startswith("src.")}
+    fit_backbone(contents_of(source), backbone)
     theirs = {
         key.removeprefix("out."): vectors[key] for key in vectors if key.startswith("out.") and not key.startswith("out.fc.")
     }

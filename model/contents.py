@@ -1,0 +1,285 @@
+"""What a weights file holds, whatever program wrote it and however its tensors are wrapped: one description for every reader.
+
+Names of a Vision Transformer are timm's, which TransOSS, DeiT, MAE and DINOv2 share; those of a ResNet-50 are torchvision's.
+The number of heads is the one size that no tensor shows. timm's own filter of checkpoints would not do: it knows neither our
+wrappings nor SAR stems, takes every grid for a square and the tokens of the model for those of the file, and says nothing of
+what it leaves out; its resampling of stems and positions is used (`model.pretrained`).
+
+Legend: D embedding width, P patch size, N patches.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from model import resnet
+from model.build import SIZES
+from utils.checkpoint import find_state_dict, load, require_tensors
+from utils.errors import CheckpointError, UsageError
+
+TRANSFORMER, RESNET, BRIDGE, FIRST_STAGE = "transformer", "resnet50", "bridge", "first stage"
+"""Networks that a file may hold; the first two are values of MODEL.NAME."""
+
+LACKING = {
+    TRANSFORMER: "holds no Vision Transformer (no patch_embed.proj.weight, no blocks.0, under any prefix)",
+    RESNET: "holds no ResNet-50 (no conv1.weight and layer4.2.conv3.weight under one prefix), which MODEL.NAME resnet50 needs; "
+    "take torchvision's or timm's resnet50, or set MODEL.NAME transformer",
+}
+"""What is said of a file without the network that a model needs."""
+
+BACKBONE_NAME = re.compile(r"((?:.*\.)?)(?:patch_embed\.proj\.weight$|pos_embed$|cls_token$|blocks\.\d)")
+"""Matches tensors that every Vision Transformer has; the group is the prefix of its names."""
+
+GENERATOR_NAMES = {"input_blocks.": BRIDGE, "quantize.": FIRST_STAGE}
+"""Part of a tensor's name -> the network of generation that has it."""
+
+MODEL_PARTS = ("bottleneck.", "classifier.", "logit_scale")
+"""What a re-identification model holds beside its backbone, `base.*`."""
+
+UNUSED = {
+    r"(fc|head|head_dist|pre_logits)\.": "a classifier head",
+    r"decoder|mask_token": "for masked pre-training only",
+    r"dist_token": "distillation token, which the model lacks",
+    r"reg_token": "register tokens, which the model lacks",
+    r"norm_pre\.": "a norm before the blocks, which the model lacks",
+    r"fc_norm\.": "the norm of a mean over patches; the feature here is the class token",
+}
+"""Start of a backbone tensor's name -> why it is skipped."""
+
+OTHER_ATTENTION = re.compile(r"blocks\.\d+\.attn\.(q_norm|k_norm|relative_position|rel_pos)")
+"""Tensors of an attention that computes something else than TransOSS's."""
+
+SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
+"""Layer scale of a block -> the linear map whose output it multiplies."""
+
+TIMM = "timm:"
+"""Before the name of a model whose weights timm downloads."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a weights file holds; made by `contents_of`.
+
+    Attributes:
+        network: `TRANSFORMER`, `RESNET`, `BRIDGE`, `FIRST_STAGE`, or empty for none of them.
+        tensors: all of the file, by its names less wrappers.
+        epoch: after which a training state was written; None for bare weights.
+        prefix: of the backbone's names in the file.
+        backbone: of a Vision Transformer or ResNet-50, by the model's names without `base.`; layer scale is folded in.
+        rest: of the re-identification model around it (`MODEL_PARTS`), by released name; empty for a bare backbone.
+        skipped: name in the file -> why it has no use here.
+        folded: backbone tensors that were multiplied by a layer scale.
+        extra_tokens: tokens beside the class token that the file's network had: distillation, registers.
+        fault: why no model can take the backbone, as a sentence that wants the file's name before it; empty if one can.
+    """
+
+    network: str
+    tensors: Mapping[str, Tensor]
+    epoch: int | None = None
+    prefix: str = ""
+    backbone: Mapping[str, Tensor] = field(default_factory=dict)
+    rest: Mapping[str, Tensor] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    folded: frozenset[str] = frozenset()
+    extra_tokens: tuple[int, ...] = ()
+    fault: str = ""
+
+    @property
+    def width(self) -> int:
+        """D of a Vision Transformer."""
+        return self.backbone["patch_embed.proj.weight"].shape[0]
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len({name.split(".")[1] for name in self.backbone if name.startswith("blocks.")})
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Height and width of a patch in pixels; empty for a stem that is no convolution."""
+        return tuple(self.backbone["patch_embed.proj.weight"].shape[2:])
+
+    @property
+    def transformer_type(self) -> str | None:
+        """The MODEL.TRANSFORMER_TYPE of the file's sizes; None if there is none."""
+        sizes = (self.width, self.depth)
+        return next((name for name, size in SIZES.items() if (size["embed_dim"], size["depth"]) == sizes), None)
+
+    @property
+    def is_transoss(self) -> bool:
+        """Whether the file is of TransOSS's family: a SAR stem, a modality embedding, or a model around the backbone."""
+        return bool(self.rest) or any(name.startswith(("patch_embed_SAR.", "mie_embed", "wh_embed.")) for name in self.backbone)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether features after the neck can be computed: a neck is there, and every stem."""
+        return "bottleneck.weight" in self.rest and (self.network == RESNET or "patch_embed_SAR.proj.weight" in self.backbone)
+
+    @property
+    def identities(self) -> int | None:
+        """Number of identities of the classifier; None without one."""
+        weight = self.rest.get("classifier.weight")
+        if weight is None or weight.dim() != 2:
+            return None
+        return weight.shape[1] if weight.shape[0] == self.width else weight.shape[0]  # amsoftmax: (D, C)
+
+    def position_prefix(self, grid: tuple[int, int] | None = None) -> int:
+        """How many entries of the file's position embedding belong to no patch.
+
+        Programs differ in whether the class, distillation and register tokens have a position. TransOSS's class token does.
+        For others: whichever leaves as many patches as `grid` has, or else a square.
+        """
+        count = self.backbone["pos_embed"].shape[1]
+        class_tokens = int("cls_token" in self.backbone)
+        if self.is_transoss:
+            return class_tokens
+        every = class_tokens + sum(self.extra_tokens)
+        without_registers = class_tokens + sum(n for n in self.extra_tokens if n == 1)
+        candidates = dict.fromkeys([every, without_registers, class_tokens, 0])
+        patches = {number: count - number for number in candidates if count > number}
+        wanted = grid[0] * grid[1] if grid else None
+        if wanted and patches.get(every) == wanted:
+            return every
+        squares = [number for number, left in patches.items() if math.isqrt(left) ** 2 == left]
+        fitting = [number for number, left in patches.items() if left == wanted]
+        return next(iter(squares + fitting), every)
+
+
+def read_contents(path: str | Path) -> Contents:
+    """Read a weights file, or timm's model NAME for `timm:NAME`, and find out what it holds.
+
+    Raises:
+        CheckpointError: see `utils.checkpoint.load_state_dict`; also weights that cannot be downloaded.
+        UsageError: timm has no weights of that name.
+    """
+    content = _download(str(path)) if str(path).startswith(TIMM) else load(path)
+    require_tensors(content, path)
+    return contents_of(content)
+
+
+def _download(path: str) -> dict[str, Tensor]:
+    name = path.removeprefix(TIMM)
+    if not timm.models.is_model_pretrained(name):
+        raise UsageError(
+            f"MODEL.PRETRAIN_PATH is {path}, and timm has no pretrained model of that name; see timm.list_pretrained()"
+        )
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # each layer below (hub, sockets, disk) has exceptions of its own
+        raise CheckpointError(
+            f"{path} cannot be downloaded ({type(error).__name__}); go online, or save the model's weights where you are "
+            "online and name the file"
+        ) from error
+
+
+def contents_of(content: Any) -> Contents:
+    """Say what the content of a file (as `utils.checkpoint.load` returns it) is, and sort its tensors."""
+    tensors = find_state_dict(content)
+    is_state = isinstance(content, Mapping) and {"model", "optimizers", "epoch"} <= content.keys()
+    epoch = content["epoch"] if is_state else None
+    network, prefix = _find_network(tensors)
+    if network not in LACKING:
+        return Contents(network, tensors, epoch)
+    outer = re.sub(r"[^.]+\.$", "", prefix)
+    backbone: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    skipped: dict[str, str] = {}
+    extra: dict[str, int] = {}
+    for name, value in tensors.items():
+        short = name.removeprefix(outer)
+        if name.startswith(outer) and short.startswith(MODEL_PARTS):
+            rest[short] = value
+            continue
+        if not name.startswith(prefix):
+            skipped[name] = "not of the backbone"
+            continue
+        short = _modern_name(name.removeprefix(prefix))
+        if short in ("dist_token", "reg_token"):
+            extra[short] = value.shape[1]
+        reason = next((reason for start, reason in UNUSED.items() if re.match(start, short)), None)
+        if reason:
+            skipped[name] = reason
+        else:
+            backbone[short] = value
+    fault = _fault_of(network, backbone)
+    folded = _fold_layer_scale(backbone)
+    return Contents(network, tensors, epoch, prefix, backbone, rest, skipped, folded, tuple(extra.values()), fault)
+
+
+def _find_network(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Which network a file holds, and what stands before its names."""
+    last = f"layer4.{resnet.LAYERS[3] - 1}.conv3.weight"  # a deeper ResNet has it too
+    prefixes = [name.removesuffix(last) for name in tensors if name.endswith(last)]
+    for prefix in prefixes:
+        if f"{prefix}conv1.weight" in tensors:
+            return RESNET, prefix
+    matches = (BACKBONE_NAME.match(name) for name in tensors)
+    counts = Counter(match[1] for match in matches if match and not match[1].endswith("decoder_"))
+    if counts:
+        return TRANSFORMER, counts.most_common(1)[0][0]
+    return next((network for part, network in GENERATOR_NAMES.items() if any(part in name for name in tensors)), ""), ""
+
+
+def _modern_name(name: str) -> str:
+    """timm's present name of a tensor: older ones of layer scale and registers, blocks in chunks (`blocks.<chunk>.<block>`)."""
+    name = re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", name)
+    name = re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)
+    return "reg_token" if name == "register_tokens" else name
+
+
+def _fault_of(network: str, backbone: Mapping[str, Tensor]) -> str:
+    """Why no model can take a backbone; empty if one can."""
+    fault = _resnet_fault(backbone) if network == RESNET else _transformer_fault(backbone)
+    for name, value in backbone.items():
+        if not fault and value.is_floating_point() and not bool(torch.isfinite(value.sum(dtype=torch.float64))):
+            fault = f"holds values in {name} that are no finite numbers; get the file again, or an earlier one"
+    return fault
+
+
+def _resnet_fault(backbone: Mapping[str, Tensor]) -> str:
+    with torch.device("meta"):
+        own = resnet.ResNet50().state_dict()
+    unknown = next((name for name in backbone if name not in own), None)
+    return f"has {unknown}, which ResNet-50 lacks: it is for another architecture; take a resnet50" if unknown else ""
+
+
+def _transformer_fault(backbone: Mapping[str, Tensor]) -> str:
+    stem = backbone.get("patch_embed.proj.weight")
+    if stem is None:
+        return "holds a Vision Transformer without patch_embed.proj.weight; a linear patch stem is needed"
+    if stem.dim() == 4 and stem.shape[1] != 3:
+        return f"holds a Vision Transformer for pictures of {stem.shape[1]} bands; one for 3 bands is needed"
+    if "pos_embed" not in backbone:
+        return "holds a Vision Transformer without pos_embed (relative or rotary positions?); take a plain one"
+    other = next((name for name in backbone if OTHER_ATTENTION.match(name)), None)
+    return f"holds a Vision Transformer of another kind ({other} changes its attention); take a plain one" if other else ""
+
+
+def _fold_layer_scale(backbone: dict[str, Tensor]) -> frozenset[str]:
+    """Multiply each linear map by the layer scale behind it and drop the scale, in place: the same function, exactly.
+
+    x + g * (W a + b) = x + (g * W) a + g * b, g of (D,) times each row of W (Touvron et al. 2021, "Going deeper with image
+    transformers", equation 5). The released models, and so ours, have no layer scale.
+
+    Returns:
+        The names that were multiplied.
+    """
+    folded = set()
+    for name in [name for name in backbone if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", name)]:
+        block, scale, _ = name.rsplit(".", 2)
+        gamma = backbone.pop(name).float()
+        for part in ("weight", "bias"):
+            target = f"{block}.{SCALED[scale]}.{part}"
+            if target in backbone:
+                value = backbone[target].float()
+                backbone[target] = value * gamma.view(-1, *[1] * (value.dim() - 1))
+                folded.add(target)
+    return frozenset(folded)
