@@ -8,7 +8,7 @@ from functools import partial
 from configs import load_cfg
 from configs.command import config_parser
 from datasets.hoss import read_hoss
-from datasets.loaders import build_generated_loader, build_test_loader
+from datasets.loaders import build_test_loader
 from model.build import build_model
 from model.pretrained import load_weights
 from processor.feature_store import build_feature_store, chip_contents, hash_files, hash_text, sample_contents
@@ -45,17 +45,18 @@ def test(cfg, device) -> None:
     extract = partial(extract_features, model, device=device, precision=float32, **options)
     digest, hashes = sha256(cfg.TEST.WEIGHT), hash_files([record.path for record in data.images])
     store = build_feature_store(cfg, weights_sha256=digest, device=device)
+    images = samples.images if samples else data.images
     features = store.get(
-        chip_contents(data.images, hashes),
-        lambda: extract(build_test_loader(cfg, data.images, **share), count=len(data.images), description="features"),
+        chip_contents(images, hashes),
+        lambda: extract(build_test_loader(cfg, images, **share), count=len(images), description="features"),
     ).values
     fused = None
     if samples is not None:
-        paths = [path for image_paths in samples.paths for path in image_paths]
-        origins = [data.images[index] for index in samples.sources for _ in range(samples.per_image)]
-        loader = build_generated_loader(cfg, paths, origins, **share)
-        contents = sample_contents(paths, [hashes[index] for index in samples.sources for _ in range(samples.per_image)])
-        generated = store.get(contents, lambda: extract(loader, count=len(paths), description="features of samples")).values
+        chips = [chip for own in samples.chips for chip in own]
+        loader = build_test_loader(cfg, chips, **share)
+        origins = [hashes[index] for index in samples.sources for _ in range(samples.per_image)]
+        contents = sample_contents(chips, origins) if store.folder else []
+        generated = store.get(contents, lambda: extract(loader, count=len(chips), description="features of samples")).values
         generated = generated.unflatten(0, (-1, samples.per_image))
         fused = fuse_images(features, generated, samples.sources, tau=cfg.TEST.FUSION_TAU)
     sources = samples.sources if samples else ()

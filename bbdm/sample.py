@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from bbdm.noise import sample_seed, seeded_normal
 from configs import load_cfg
 from configs.command import config_parser
 from datasets.chips import read_optical, read_shape
-from datasets.generated import Run, SampleStore, Source, open_store
-from datasets.hoss import CROSS_PROTOCOLS, read_hoss
-from datasets.records import Modality
+from datasets.generated import SampleStore, SamplingRun, open_store
+from datasets.hoss import read_hoss
+from datasets.records import Chip, Modality, Split
 from datasets.transforms import resize
 from datasets.validation import build_validation_data
 from utils import checkpoint, cli, distributed
@@ -27,10 +28,10 @@ from utils.log import make_output_dir, progress, setup_logging
 
 logger = logging.getLogger(__name__)
 
-VALIDATION = ("validation/query", "validation/gallery")
+VALIDATION = (Split.VALIDATION_QUERY, Split.VALIDATION_GALLERY)
 """Splits of DATASETS.VAL_FRACTION, cut from the training set by SOLVER.SEED."""
 
-SPLITS = ("query", "gallery", *VALIDATION, *(f"{name}/{side}" for name in CROSS_PROTOCOLS for side in ("query", "gallery")))
+SPLITS = tuple(split for split in Split if split is not Split.TRAIN)
 
 MODEL_KEYS = (
     *("SPACE", "OBJECTIVE", "SCHEDULE", "NUM_TIMESTEPS", "MAX_VARIANCE", "IMAGE_SIZE", "CLIP", "GREY"),
@@ -38,12 +39,12 @@ MODEL_KEYS = (
 )
 """Keys of BBDM that decide a sample's pixels beside the sampler's own."""
 
-Job = tuple[Path, Source, int]
-"""One sample to make: the optical chip, what the store knows of it, k."""
+Job = tuple[Chip, int]
+"""One sample to make: the optical chip, which knows its size, and k."""
 
 
-def build_sources(cfg) -> list[tuple[Path, Source]]:
-    """The optical chips of BBDM.SPLITS, each once. An image of a subset that the main split holds too belongs to that one.
+def build_sources(cfg) -> list[Chip]:
+    """The optical chips of BBDM.SPLITS with their sizes, each once; one that main split and subset hold is of the main one.
 
     Raises:
         DataError: there is none, or a chip cannot be read.
@@ -56,11 +57,11 @@ def build_sources(cfg) -> list[tuple[Path, Source]]:
         images += build_validation_data(cfg).images
     if not set(splits).issubset(VALIDATION):
         images += read_hoss(cfg.DATASETS.ROOT_DIR, train=False).images
-    records = [record for record in images if record.modality is Modality.OPTICAL and record.split in splits]
-    if not records:
+    chips = [chip for chip in images if chip.modality is Modality.OPTICAL and chip.split in splits]
+    if not chips:
         root = cfg.DATASETS.ROOT_DIR
         raise DataError(f"{root} holds no optical chip in {', '.join(splits)}; see DATASETS.ROOT_DIR and BBDM.SPLITS")
-    return [(record.path, Source(record.split, record.path.name, *read_shape(record.path))) for record in records]
+    return [replace(chip, size=read_shape(chip.path)) for chip in chips]
 
 
 def draw_samples(
@@ -73,7 +74,7 @@ def draw_samples(
     batch_size: int,
     device: torch.device,
     on_call: Callable[[], object] = lambda: None,
-) -> Iterator[tuple[Source, int, NDArray[np.uint8]]]:
+) -> Iterator[tuple[Chip, int, NDArray[np.uint8]]]:
     """Draw the sample of each job; its noise follows from (seed, file name, k) alone.
 
     Args:
@@ -98,33 +99,33 @@ def draw_samples(
     for start in range(0, len(jobs), batch_size):
         own = jobs[start : start + batch_size]
         batch = [*own, *own[-1:] * (batch_size - len(own))]
-        chips = [resize(read_optical(path), tuple(size), Image.Resampling.BILINEAR) for path, _, _ in batch]
+        chips = [resize(read_optical(source.path), tuple(size), Image.Resampling.BILINEAR) for source, _ in batch]
         optical = to_tensor(np.stack(chips)).to(device, memory_format=layout)
-        seeds = torch.tensor([sample_seed(seed, source.name, k) for _, source, k in batch], device=device)
+        seeds = torch.tensor([sample_seed(seed, source.path.name, k) for source, k in batch], device=device)
         noise = _noise(seeds, model.state_shape(optical)[1:])
         drawn = model.sample(optical, settings, noise, on_call=on_call)
         if not drawn.isfinite().all():
-            names = ", ".join(dict.fromkeys(source.name for _, source, _ in own))
+            names = ", ".join(dict.fromkeys(source.path.name for source, _ in own))
             raise CheckpointError(
                 f"BBDM.WEIGHT gives pictures that are not finite for {names}; set SOLVER.AMP off, or train again"
             )
         generated = to_picture(drawn)
-        for (_, source, k), picture in zip(own, generated, strict=False):
-            yield source, k, resize(picture, (source.height, source.width), Image.Resampling.BICUBIC)
+        for (source, k), picture in zip(own, generated, strict=False):
+            yield source, k, resize(picture, source.size[::-1], Image.Resampling.BICUBIC)
 
 
 def _noise(seeds: torch.Tensor, shape: Sequence[int]) -> Callable[[int], torch.Tensor]:
     return lambda step: seeded_normal(seeds, step, shape)
 
 
-def build_run(cfg, settings: SamplerSettings, precision: Precision) -> Run:
+def build_run(cfg, settings: SamplerSettings, precision: Precision) -> SamplingRun:
     """What decides the pixels of the samples; of the checkpoints, their SHA-256."""
     model = {key: cfg.BBDM[key] for key in MODEL_KEYS}
     if precision.dtype is not None:
         model["PRECISION"] = str(precision.dtype).removeprefix("torch.")
     if cfg.BBDM.SPACE == "latent" and cfg.BBDM.FIRST_STAGE:
         model["FIRST_STAGE_SHA256"] = checkpoint.sha256(cfg.BBDM.FIRST_STAGE)
-    return Run(
+    return SamplingRun(
         samples_per_image=cfg.BBDM.SAMPLE_NUM,
         sampler=settings.name if settings.name == "released" else f"{settings.name} (order {settings.order})",
         steps=settings.steps,
@@ -135,19 +136,13 @@ def build_run(cfg, settings: SamplerSettings, precision: Precision) -> Run:
     )
 
 
-def open_shared_store(
-    folder: Path, run: Run, sources: Sequence[tuple[Path, Source]], config: str
-) -> tuple[SampleStore, list[Job]]:
+def open_shared_store(folder: Path, run: SamplingRun, sources: Sequence[Chip], config: str) -> tuple[SampleStore, list[Job]]:
     """Open the store on rank 0 and tell every process what is still to be made."""
     jobs: list[Job] = []
     if distributed.is_main():
-        store = open_store(folder, run, [source for _, source in sources], config={"yaml": config})
-        jobs = [
-            (path, source, k)
-            for path, source in sources
-            for k in range(run.samples_per_image)
-            if not store.is_written(source, k)
-        ]
+        store = open_store(folder, run, sources, config={"yaml": config})
+        every = ((source, k) for source in sources for k in range(run.samples_per_image))
+        jobs = [(source, k) for source, k in every if not store.is_written(source, k)]
     return SampleStore(folder, run), distributed.broadcast(jobs)
 
 

@@ -18,6 +18,9 @@ IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 FORMATS = ("TIFF", "PNG", "JPEG")
 """What a chip may be inside, whatever its suffix; Pillow's other readers are never tried."""
 
+ORIGIN_KEY = "generated"
+"""Key of the text in the PNG of a generated picture: `<run> <file name>`."""
+
 MAX_PIXELS = 2**26
 """A chip holds one ship; a file that declares more is refused before its pixels are decoded."""
 
@@ -42,15 +45,7 @@ def read_optical(path: Path) -> NDArray[np.uint8]:
         DataError: the file is missing, empty, damaged, no image or one that is refused.
     """
     with _open_chip(path) as image:
-        if _bits(image) > 8:
-            raise DataError(f"{path} has more than 8 bits a band; save the optical chip as 8-bit RGB")
-        if image.mode not in ("RGB", "L", "P", "RGBA", "LA") or _bands(image) > len(image.getbands()):
-            raise DataError(f"{path} is a {image.mode} image of {_bands(image)} band(s); save the optical chip as 8-bit RGB")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            if image.getextrema()[3][0] < 255:
-                raise DataError(f"{path} has transparent pixels; save the optical chip as 8-bit RGB without an alpha band")
-        return np.array(image.convert("RGB"))
+        return _to_rgb(image, path)
 
 
 def read_sar(path: Path) -> NDArray[np.float32]:
@@ -77,22 +72,54 @@ def read_sar(path: Path) -> NDArray[np.float32]:
     return values
 
 
-def read_chip(record: Chip, render_sar: SarRendering) -> NDArray[np.uint8]:
-    """Read the picture of a record: RGB of an optical chip, the rendering of a SAR chip.
+def read_chip(chip: Chip, render_sar: SarRendering) -> NDArray[np.uint8]:
+    """Read the picture of a chip: RGB of an optical, rendered or generated one, the rendering of any other SAR chip.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        DataError: as `read_optical` and `read_sar`, and where the rendering refuses the values.
+        DataError: as `read_optical` and `read_sar`; the rendering refuses the values; the chip has another size than is known
+            of it; a generated picture is not the one that its manifest tells of.
     """
-    if record.modality is Modality.OPTICAL:
-        return read_optical(record.path)
-    values = read_sar(record.path)
-    try:
-        return render_sar(values)
-    except ValueError as error:
-        raise DataError(f"{record.path} {error}") from error
+    if chip.source is not None:
+        return read_generated(chip)
+    if chip.modality is Modality.OPTICAL or chip.rendered:
+        picture = read_optical(chip.path)
+    else:
+        values = read_sar(chip.path)
+        try:
+            picture = render_sar(values)
+        except ValueError as error:
+            raise DataError(f"{chip.path} {error}") from error
+    if chip.size not in (None, picture.shape[1::-1]):
+        (width, height), known = picture.shape[1::-1], " x ".join(map(str, chip.size))
+        raise DataError(
+            f"{chip.path} has {width} x {height} pixels; its samples were made from a chip of {known}, so make them again"
+        )
+    return picture
+
+
+def read_generated(chip: Chip) -> NDArray[np.uint8]:
+    """Read a generated picture; where a manifest tells of it, it has to be of that run, name and size.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        DataError: the file is missing, empty, damaged, no 8-bit RGB picture, or another one than the manifest tells of.
+    """
+    again = "make this sample again"
+    with _open_chip(chip.path, advice=again) as image:
+        if image.mode not in ("RGB", "L"):
+            raise DataError(f"{chip.path} is no 8-bit RGB picture; {again}")
+        picture = _to_rgb(image, chip.path)
+        origin = image.info.get(ORIGIN_KEY)
+    if chip.origin is not None and origin != chip.origin:
+        raise DataError(f"{chip.path} is a picture that the run of the manifest did not make under this name; {again}")
+    if chip.origin is not None and picture.shape[1::-1] != chip.size:
+        raise DataError(f"{chip.path} has another size than its source {chip.source.path.name}; {again}")
+    return picture
 
 
 def read_shape(path: Path) -> tuple[int, int]:
@@ -123,12 +150,12 @@ def size_triple(width: int, height: int, modality: Modality) -> NDArray[np.float
 
 
 @contextmanager
-def _open_chip(path: Path) -> Iterator[Image.Image]:
+def _open_chip(path: Path, *, advice: str | None = None) -> Iterator[Image.Image]:
     """Open an image of one page, not yet decoded; whatever goes wrong until the block ends is refused by the file's name."""
     if not path.is_file():
-        raise DataError(f"{path} does not exist or is no file; check DATASETS.ROOT_DIR and the links in it")
+        raise DataError(f"{path} does not exist or is no file; {advice or 'check DATASETS.ROOT_DIR and the links in it'}")
     if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes); copy it again")
+        raise DataError(f"{path} is empty (0 bytes); {advice or 'copy it again'}")
     try:
         with Image.open(path, formats=FORMATS) as image:
             pages = getattr(image, "n_frames", 1)
@@ -142,10 +169,23 @@ def _open_chip(path: Path) -> Iterator[Image.Image]:
     except Image.UnidentifiedImageError as error:
         raise DataError(
             f"{path} is no TIFF, PNG or JPEG image, or has a kind of bands that Pillow cannot read; "
-            "save it with three 8-bit bands (optical) or one band of values (SAR)"
+            + (advice or "save it with three 8-bit bands (optical) or one band of values (SAR)")
         ) from error
     except Exception as error:  # Pillow's parsers raise almost anything (struct.error, SyntaxError...) on damaged files.
-        raise DataError(f"{path} is damaged, truncated or unreadable ({error}); copy it again") from error
+        raise DataError(f"{path} is damaged, truncated or unreadable ({error}); {advice or 'copy it again'}") from error
+
+
+def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    """An image that was just opened as (H, W, 3) RGB, if it is one that `read_optical` accepts."""
+    if _bits(image) > 8:
+        raise DataError(f"{path} has more than 8 bits a band; save the optical chip as 8-bit RGB")
+    if image.mode not in ("RGB", "L", "P", "RGBA", "LA") or _bands(image) > len(image.getbands()):
+        raise DataError(f"{path} is a {image.mode} image of {_bands(image)} band(s); save the optical chip as 8-bit RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            raise DataError(f"{path} has transparent pixels; save the optical chip as 8-bit RGB without an alpha band")
+    return np.array(image.convert("RGB"))
 
 
 def _bits(image: Image.Image) -> int:

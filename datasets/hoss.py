@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.chips import IMAGE_SUFFIXES
-from datasets.records import DISTRACTOR, Chip, Modality, Protocol
+from datasets.records import DISTRACTOR, Chip, Modality, Protocol, Split
 from utils.errors import DataError, some
 
 logger = logging.getLogger(__name__)
@@ -76,21 +76,21 @@ def read_hoss(root_dir: str | Path, *, train: bool = True, test: bool = True) ->
     hoss = Path(root_dir) / "HOSS"
     if not hoss.is_dir():
         raise DataError(f"{hoss} is no folder; set DATASETS.ROOT_DIR to the folder that holds HOSS/")
-    train_records = read_split(hoss / "bounding_box_train", "train") if train else ()
+    train_records = read_split(hoss / "bounding_box_train", Split.TRAIN) if train else ()
     pids = sorted({record.ship for record in train_records})
     labels = {pid: label for label, pid in enumerate(pids)}
     images, protocols = _read_test(hoss) if test else ((), {})
     return HossData(train=train_records, labels=labels, images=images, protocols=protocols)
 
 
-def read_split(folder: Path, split: str) -> tuple[Chip, ...]:
+def read_split(folder: Path, split: Split) -> tuple[Chip, ...]:
     """List the chips of one folder, sorted by file name.
 
     Hidden files are passed over; so are files of other suffixes than `IMAGE_SUFFIXES` (in any case), with a warning.
 
     Args:
         folder: holds the chips; its own subfolders are not read.
-        split: written into the records; distractors may stand only in one that ends in 'gallery'.
+        split: written into the records; distractors may stand in a gallery only.
 
     Raises:
         DataError: as `read_hoss`.
@@ -107,7 +107,7 @@ def read_split(folder: Path, split: str) -> tuple[Chip, ...]:
         f"{folder} holds several files of one name but for suffix or case; keep one of each of",
     )
     records = tuple(Chip(path, int(match[1]), MODALITIES[match[2].upper()], split) for path, match in names.items())
-    if not split.endswith("gallery"):
+    if split.side != "gallery":
         _refuse(
             (record.path.name for record in records if record.ship == DISTRACTOR),
             f"{folder} holds distractors (pid {DISTRACTOR}), which belong in bounding_box_test; move",
@@ -131,8 +131,8 @@ def _image_paths(folder: Path) -> list[Path]:
 
 def _read_test(hoss: Path) -> tuple[tuple[Chip, ...], dict[str, Protocol]]:
     """Test images, each once, and the protocols over them."""
-    query = read_split(hoss / "query", "query")
-    gallery = read_split(hoss / "bounding_box_test", "gallery")
+    query = read_split(hoss / "query", Split.QUERY)
+    gallery = read_split(hoss / "bounding_box_test", Split.GALLERY)
     images = [*query, *gallery]
     num_query = len(query)
     if not {record.ship for record in query} & {record.ship for record in gallery} - {DISTRACTOR}:
@@ -149,7 +149,7 @@ def _read_test(hoss: Path) -> tuple[tuple[Chip, ...], dict[str, Protocol]]:
         folder = hoss / "subset" / name
         if folder.is_dir():
             sides = tuple(
-                tuple(_place(record, images, places) for record in read_split(folder / side, f"{name}/{split}"))
+                tuple(_place(record, images, places) for record in read_split(folder / side, Split(f"{name}/{split}")))
                 for side, split in (("query", "query"), ("bounding_box_test", "gallery"))
             )
         else:
@@ -177,7 +177,7 @@ def _place(record: Chip, images: list[Chip], places: dict[str, list[int]]) -> in
         images: all so far.
         places: file name -> indices of the images of that name.
     """
-    role = record.split.rpartition("/")[2]
+    role = record.split.side
     same_name = places.setdefault(record.path.name, [])
     # The copy of a query is looked for among the queries first, and likewise in the gallery.
     for index in sorted(same_name, key=lambda i: images[i].split != role):

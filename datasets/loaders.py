@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.chips import read_chip, read_optical, read_shape, size_triple
+from datasets.chips import read_chip, size_triple
 from datasets.hoss import HossData
 from datasets.pairs import Pair, read_picture
 from datasets.records import Batch, Chip, Modality
@@ -69,35 +68,37 @@ class KeyedBatches:
 
 
 class ChipDataset(Dataset):
-    """Chips of records, read and transformed one by one.
+    """Chips, real or generated, read and transformed one by one.
 
     Args:
-        records: one for each item.
-        labels: of each record: 0..N-1 for training, the pid elsewhere.
+        chips: one for each item.
+        labels: of each chip, 0..N-1; None where no ship is learned.
         transform: picture and random generator -> (3, H, W) tensor.
         render_sar: SAR values -> picture.
     """
 
-    def __init__(self, records: Sequence[Chip], labels: Sequence[int], transform: Transform, render_sar: SarRendering):
-        self.records = records
+    def __init__(self, chips: Sequence[Chip], labels: Sequence[int] | None, transform: Transform, render_sar: SarRendering):
+        self.chips = chips
         self.labels = labels
         self.transform = transform
         self.render_sar = render_sar
 
     def __len__(self) -> int:
         """Number of chips."""
-        return len(self.records)
+        return len(self.chips)
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Any] | DataError:
         """Read one chip; the items of a batch go to `collate`."""
         draw = draw if isinstance(draw, Draw) else Draw(draw)
-        record = self.records[draw.index]
+        chip = self.chips[draw.index]
         try:
-            picture = read_chip(record, self.render_sar)
+            picture = read_chip(chip, self.render_sar)
         except DataError as error:
             return error  # `ChipLoader` raises it; raised in a worker, its sentence would be lost in a traceback.
-        size = size_triple(picture.shape[1], picture.shape[0], record.modality)
-        return _item(self.transform, picture, draw, size=size, modality=record.modality, label=self.labels[draw.index])
+        sensor = chip.source.modality if chip.source else chip.modality
+        size = size_triple(*(chip.size or picture.shape[1::-1]), sensor)
+        label = None if self.labels is None else self.labels[draw.index]
+        return _item(self.transform, picture, draw, size=size, modality=chip.modality, label=label)
 
 
 class PairViews(Dataset):
@@ -130,38 +131,6 @@ class PairViews(Dataset):
         return _item(self.transform, picture, draw, size=size, modality=modality, label=number)
 
 
-class GeneratedDataset(Dataset):
-    """Generated pseudo-SAR pictures: RGB files that have modality SAR and the size triple of their optical source.
-
-    Args:
-        sample_paths: picture of each item.
-        sources: optical chip that each picture was made from.
-        transform: picture and random generator -> (3, H, W) tensor.
-    """
-
-    def __init__(self, sample_paths: Sequence[Path], sources: Sequence[Chip], transform: Transform):
-        if len(sample_paths) != len(sources):
-            raise ValueError(f"{len(sample_paths)} samples for {len(sources)} sources: each needs its own")
-        self.sample_paths = sample_paths
-        self.sources = sources
-        self.transform = transform
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.sample_paths)
-
-    def __getitem__(self, draw: Draw | int) -> dict[str, Any] | DataError:
-        """Read one sample; as `ChipDataset`, with the source's pid as label."""
-        draw = draw if isinstance(draw, Draw) else Draw(draw)
-        source = self.sources[draw.index]
-        try:
-            picture = read_optical(self.sample_paths[draw.index])
-            size = size_triple(*read_shape(source.path), Modality.OPTICAL)
-        except DataError as error:
-            return error
-        return _item(self.transform, picture, draw, size=size, modality=Modality.SAR, label=source.ship)
-
-
 class ChipLoader(DataLoader):
     """A DataLoader that raises the DataError of a chip in the main process, as it is."""
 
@@ -186,7 +155,7 @@ def collate(items: Sequence[dict[str, Any] | DataError]) -> Batch | DataError:
         images=torch.stack([item["image"] for item in items]),
         sizes=torch.from_numpy(np.stack([item["size"] for item in items]).astype(np.float32)),
         modalities=torch.tensor([item["modality"] for item in items]),
-        labels=torch.tensor([item["label"] for item in items]),
+        labels=None if items[0]["label"] is None else torch.tensor([item["label"] for item in items]),
         indices=torch.tensor([item["index"] for item in items]),
     )
 
@@ -225,31 +194,14 @@ def build_pair_loader(
 
 
 def build_test_loader(
-    cfg, records: Sequence[Chip], *, device_type: str = "cpu", rank: int = 0, world_size: int = 1
+    cfg, chips: Sequence[Chip], *, device_type: str = "cpu", rank: int = 0, world_size: int = 1
 ) -> ChipLoader:
-    """Build a loader that reads each record once: this rank every `world_size`-th, in order; `Batch.indices` tells which.
+    """Build a loader that reads each chip, real or generated, once: this rank every `world_size`-th, in order.
 
-    TEST.IMS_PER_BATCH counts the images of a batch on each rank.
+    TEST.IMS_PER_BATCH counts the images of a batch on each rank; `Batch.indices` tells which of `chips` they are.
     """
-    dataset = ChipDataset(records, [record.ship for record in records], _build_test_transform(cfg), _build_rendering(cfg))
-    return _build_once(cfg, dataset, device_type, range(rank, len(dataset), world_size))
-
-
-def build_generated_loader(
-    cfg,
-    sample_paths: Sequence[Path],
-    sources: Sequence[Chip],
-    *,
-    device_type: str = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-) -> ChipLoader:
-    """Build a loader that reads each generated picture once, shared among ranks as by `build_test_loader`."""
-    dataset = GeneratedDataset(sample_paths, sources, _build_test_transform(cfg))
-    return _build_once(cfg, dataset, device_type, range(rank, len(dataset), world_size))
-
-
-def _build_once(cfg, dataset: Dataset, device_type: str, indices: range) -> ChipLoader:
+    dataset = ChipDataset(chips, None, _build_test_transform(cfg), _build_rendering(cfg))
+    indices = range(rank, len(chips), world_size)
     return ChipLoader(dataset, sampler=indices, batch_size=cfg.TEST.IMS_PER_BATCH, **build_loading(cfg, device_type))
 
 
@@ -290,7 +242,7 @@ def build_loading(cfg, device_type: str, *, collate_fn: Callable = collate) -> d
 
 
 def _item(
-    transform: Transform, picture: np.ndarray, draw: Draw, *, size: np.ndarray, modality: int, label: int
+    transform: Transform, picture: np.ndarray, draw: Draw, *, size: np.ndarray, modality: int, label: int | None
 ) -> dict[str, Any]:
     """One item: `image` (3, H, W), `size` (3,), `modality`, `label`, `index`."""
     image = transform(picture, np.random.default_rng(draw.key))

@@ -1,7 +1,8 @@
 """The records that travel between reading, model and evaluation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 
 import torch
@@ -18,21 +19,49 @@ class Modality(IntEnum):
     SAR = 1
 
 
+class Split(StrEnum):
+    """Which part of a data set a chip is in; the value is what files call it."""
+
+    TRAIN = "train"
+    QUERY = "query"
+    GALLERY = "gallery"
+    VALIDATION_QUERY = "validation/query"
+    VALIDATION_GALLERY = "validation/gallery"
+    O2S_QUERY = "O2S/query"
+    O2S_GALLERY = "O2S/gallery"
+    S2O_QUERY = "S2O/query"
+    S2O_GALLERY = "S2O/gallery"
+
+    @property
+    def side(self) -> str:
+        """'query', 'gallery' or 'train'."""
+        return self.value.rpartition("/")[2]
+
+
 @dataclass(frozen=True)
 class Chip:
-    """One chip on disk.
+    """One chip on disk, taken by a sensor or generated.
 
     Attributes:
         path: the image file.
         ship: identity as in the file name; `DISTRACTOR` for an image of no query's ship.
-        modality: optical or SAR, from the file name.
-        split: 'train', 'query', 'gallery' or a subset split such as 'O2S/query'.
+        modality: of the picture in the file.
+        split: the part of the data set that it is in.
+        size: (width, height) in pixels of the ship's own chip, of which the size triple is made: of a generated picture, its
+            source's; of any other, the file's, which reading checks. None: as the file turns out to be.
+        rendered: of a SAR chip, whether the file holds a picture of 8 bits already, which is read as it is.
+        source: of a generated picture, the optical chip that it was made from.
+        origin: of a generated picture, what its file must say of where it comes from; None where no manifest tells.
     """
 
     path: Path
     ship: int
     modality: Modality
-    split: str
+    split: Split
+    size: tuple[int, int] | None = None
+    rendered: bool = False
+    source: "Chip | None" = None
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,31 +81,36 @@ class Protocol:
 
 @dataclass
 class Batch:
-    """What the model reads.
+    """What a network reads. Of pairs, the first half are the optical images, the second half their SAR images in that order.
 
     Attributes:
-        images: (B, 3, H, W) float32, normalised.
+        images: (B, 3, H, W) float32: normalised for re-identification, in [-1, 1] for the bridge.
         sizes: (B, 3) float32 size triples (method: ship-size embedding).
         modalities: (B,) int64, values of `Modality`.
-        labels: (B,) int64; training: 0..N-1; elsewhere the pid.
+        labels: (B,) int64, 0..N-1 over the training ships; None where no ship is learned.
         indices: (B,) int64, place of each image in the data set it came from.
     """
 
     images: Tensor
     sizes: Tensor
     modalities: Tensor
-    labels: Tensor
+    labels: Tensor | None
     indices: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
-        """Copy to `device`, without waiting where the memory is pinned."""
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+    def to(self, device: torch.device, *, memory_format: torch.memory_format = torch.preserve_format) -> "Batch":
+        """Copy to `device`, images in the layout asked for, without waiting where the memory is pinned."""
+        batch = self._map(lambda values: values.to(device, non_blocking=True))
+        batch.images = batch.images.contiguous(memory_format=memory_format)
+        return batch
 
     def split(self, size: int) -> list["Batch"]:
         """Cut into batches of `size` images, the last one perhaps smaller."""
-        parts = {name: value.split(size) for name, value in vars(self).items()}
-        return [Batch(**{name: values[number] for name, values in parts.items()}) for number in range(len(parts["labels"]))]
+        starts = range(0, len(self.indices), size)
+        return [self._map(lambda values, start=start: values[start : start + size]) for start in starts]
 
     def pin_memory(self) -> "Batch":
         """Pin every tensor (called by DataLoader)."""
-        return Batch(**{name: value.pin_memory() for name, value in vars(self).items()})
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(**{name: values if values is None else change(values) for name, values in vars(self).items()})

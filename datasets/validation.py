@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets.curation.importing import ListedImage
 from datasets.curation.splitting import split_images
 from datasets.hoss import CROSS_PROTOCOLS, HossData, read_hoss
-from datasets.records import Chip, Protocol
+from datasets.records import Chip, Protocol, Split
 from utils.errors import DataError
 
 
@@ -63,7 +63,10 @@ def hold_out(records: Sequence[Chip], *, fraction: float, seed: int) -> HossData
     train = tuple(record for record in records if record.path in kept)
     query, gallery = (
         sorted((replace(by_path[image.path], split=split) for image in images), key=lambda record: record.path.name)
-        for images, split in ((parts.validation_query, "validation/query"), (parts.validation_gallery, "validation/gallery"))
+        for images, split in (
+            (parts.validation_query, Split.VALIDATION_QUERY),
+            (parts.validation_gallery, Split.VALIDATION_GALLERY),
+        )
     )
     labels = {pid: label for label, pid in enumerate(sorted({record.ship for record in train}))}
     return HossData(train=train, labels=labels, images=(*query, *gallery), protocols=_protocols(query, gallery))

@@ -57,9 +57,9 @@ def chip_contents(records: Sequence[Chip], hashes: Sequence[str]) -> list[str]:
     ]
 
 
-def sample_contents(paths: Sequence[Path], source_hashes: Sequence[str]) -> list[str]:
+def sample_contents(samples: Sequence[Chip], source_hashes: Sequence[str]) -> list[str]:
     """The same for generated pictures: the file, and the file of the chip it was made from, whose size triple it has."""
-    hashes = hash_files(paths)
+    hashes = hash_files([sample.path for sample in samples])
     return [f"{digest} of {source}" for digest, source in zip(hashes, source_hashes, strict=True)]
 
 

@@ -55,19 +55,21 @@ def fuse_images(features: Tensor, sample_features: Tensor, sources: Sequence[int
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Which test images have generated samples, and where these are.
+    """Which test images have generated samples, and what these are.
 
     Attributes:
-        sources: (S,) indices of images.
-        paths: (S,) of K paths each, in order of k.
+        images: (I,) the test images; those with samples know the size that the samples were made for, which reading checks.
+        sources: (S,) indices of the images with samples.
+        chips: (S,) of K generated pictures each, in order of k.
         per_image: K.
-        steps: network calls of a sample; None where no manifest tells.
+        steps: network calls of a sample: of one run, or of that of each side where they differ; empty where no manifest tells.
     """
 
+    images: tuple[Chip, ...]
     sources: tuple[int, ...]
-    paths: tuple[tuple[Path, ...], ...]
+    chips: tuple[tuple[Chip, ...], ...]
     per_image: int
-    steps: int | None = None
+    steps: tuple[int, ...] = ()
 
 
 def find_samples(images: Sequence[Chip], *, query_dir: str, gallery_dir: str, count: int = 0) -> SampleSet | None:
@@ -87,20 +89,19 @@ def find_samples(images: Sequence[Chip], *, query_dir: str, gallery_dir: str, co
     """
     if not query_dir and not gallery_dir:
         return None
-    optical = {index: record for index, record in enumerate(images) if record.modality is Modality.OPTICAL}
-    found: dict[int, tuple[Path, ...]] = {}
+    optical = [chip for chip in images if chip.modality is Modality.OPTICAL]
+    found: dict[Path, tuple[Chip, ...]] = {}
     counts: dict[str, int] = {}
-    steps: int | None = None
-    for split in dict.fromkeys(record.split for record in optical.values()):
-        folder = query_dir if split.endswith("query") else gallery_dir
+    steps: list[int] = []
+    for split in dict.fromkeys(chip.split for chip in optical):
+        folder = query_dir if split.side == "query" else gallery_dir
         if not folder:
             continue
-        members = {index: record.path for index, record in optical.items() if record.split == split}
-        others = [record.path for record in optical.values() if record.split != split]
-        samples = read_samples(folder, split=split, sources=list(members.values()), elsewhere=others)
-        found |= {index: samples.paths[path.name] for index, path in members.items()}
+        sources, others = ([chip for chip in optical if (chip.split == split) is own] for own in (True, False))
+        samples = read_samples(folder, split=split, sources=sources, elsewhere=others)
+        found |= samples.samples
         counts[folder] = samples.per_image
-        steps = samples.run.steps if samples.run else steps
+        steps += [samples.run.steps] if samples.run else []
     if len(set(counts.values())) > 1:
         told = " and ".join(f"{count} samples of an image in {folder}" for folder, count in counts.items())
         raise DataError(f"there are {told}; both sides need the same number")
@@ -109,6 +110,10 @@ def find_samples(images: Sequence[Chip], *, query_dir: str, gallery_dir: str, co
     folder, per_image = next(iter(counts.items()))
     if count > per_image:
         raise DataError(f"{folder} holds {per_image} samples of an image, fewer than TEST.FUSION_SAMPLES {count}; lower it")
-    sources = tuple(sorted(found))
-    paths = tuple(found[index][: count or None] for index in sources)
-    return SampleSet(sources, paths, count or per_image, steps)
+    return SampleSet(
+        images=tuple(found[chip.path][0].source if chip.path in found else chip for chip in images),
+        sources=tuple(index for index, chip in enumerate(images) if chip.path in found),
+        chips=tuple(found[chip.path][: count or None] for chip in images if chip.path in found),
+        per_image=count or per_image,
+        steps=tuple(dict.fromkeys(steps)),
+    )

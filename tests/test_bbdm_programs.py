@@ -14,8 +14,11 @@ from bbdm import sample, train
 from bbdm.model import build_empty_first_stage, build_model
 from bbdm.unet import make_unet
 from configs import load_cfg
+from datasets.chips import read_chip
 from datasets.generated import read_samples
 from datasets.hoss import read_hoss
+from datasets.records import Modality, Split
+from datasets.sar import render_percentile
 from datasets.validation import hold_out
 from processor.fusion import find_samples
 from tests.chip_files import write_hoss
@@ -179,13 +182,15 @@ def pixels(content):
 
 
 def test_every_optical_chip_has_samples_of_its_own_size(data, sampled):
-    for split, folder in (("query", "query"), ("gallery", "bounding_box_test")):
-        sources = sorted((data / "HOSS" / folder).glob("*_RGB.tif"))
+    images = read_hoss(data, train=False).images
+    for split in (Split.QUERY, Split.GALLERY):
+        sources = [chip for chip in images if chip.split is split and chip.modality is Modality.OPTICAL]
         samples = read_samples(sampled, split=split, sources=sources)
         assert samples.per_image == 2
         for source in sources:
-            first, second = (np.asarray(Image.open(path)) for path in samples.paths[source.name])
-            assert first.shape == (*TEST_CHIPS[f"{folder}/{source.name}"][::-1], 3)
+            first, second = (read_chip(sample, render_percentile) for sample in samples.samples[source.path])
+            folder = source.path.parent.name
+            assert first.shape == (*TEST_CHIPS[f"{folder}/{source.path.name}"][::-1], 3)
             assert not np.array_equal(first, second)
     assert len(list(sampled.glob("*.png"))) == 2 * 3
 

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from datasets import generated
-from datasets.generated import MANIFEST, Run, Source, open_store, read_samples
+from datasets.chips import read_chip
+from datasets.generated import MANIFEST, SamplingRun, open_store, read_samples
+from datasets.records import Chip, Modality, Split
+from datasets.sar import render_percentile
 from utils.errors import DataError
 
-RUN = Run(samples_per_image=2, sampler="released", steps=200, eta=1.0, seed=7, weights_sha256="ab" * 32, model={"width": 32})
+RUN = SamplingRun(
+    samples_per_image=2, sampler="released", steps=200, eta=1.0, seed=7, weights_sha256="ab" * 32, model={"width": 32}
+)
 SIZES = {"0001_a_RGB.tif": (12, 30), "0002_b_RGB.tif": (9, 21), "0003_c_RGB.tif": (8, 16)}
 
 
@@ -24,7 +29,7 @@ def chips(tmp_path):
     folder.mkdir()
     for name, (width, height) in SIZES.items():
         Image.new("RGB", (width, height), (50, 60, 70)).save(folder / name)
-    return [folder / name for name in SIZES]
+    return [Chip(folder / name, int(name[:4]), Modality.OPTICAL, Split.QUERY) for name in SIZES]
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ def store(tmp_path, chips):
 
 
 def sources_of(chips, split):
-    return [Source(split, chip.name, *SIZES[chip.name]) for chip in chips]
+    return [replace(chip, split=Split(split), size=SIZES[chip.path.name]) for chip in chips]
 
 
 def fill(folder, chips, split, run=RUN):
@@ -44,23 +49,39 @@ def fill(folder, chips, split, run=RUN):
     store = open_store(folder, run, sources, config={"SEED": 7})
     for source in sources:
         for k in range(run.samples_per_image):
-            store.write(source, k, np.full((source.height, source.width, 3), 10 * k, np.uint8))
+            store.write(source, k, np.full((*source.size[::-1], 3), 10 * k, np.uint8))
     return store
 
 
+def find(store, chips, split="query", **more):
+    return read_samples(store, split=Split(split), sources=chips, **more)
+
+
 def read(store, chips, split="query", **more):
-    return read_samples(store, split=split, sources=chips, **more)
+    """The samples, every one of them read as the network's loader does."""
+    samples = find(store, chips, split, **more)
+    for sample in (sample for own in samples.samples.values() for sample in own):
+        assert (sample.modality, sample.source.path in samples.samples) == (Modality.SAR, True)
+        read_chip(sample, render_percentile)
+    return samples
+
+
+def names(samples):
+    return {source.name: [sample.path.name for sample in own] for source, own in samples.samples.items()}
 
 
 def test_samples_come_back_joined_to_their_source_by_name(store, chips):
     samples = read(store, [chips[1], chips[0]])
     assert samples.per_image == 2
     assert samples.run == RUN
-    assert list(samples.paths) == ["0002_b_RGB.tif", "0001_a_RGB.tif"]
-    assert [path.name for path in samples.paths["0001_a_RGB.tif"]] == ["0001_a_RGB_0.png", "0001_a_RGB_1.png"]
-    with Image.open(samples.paths["0002_b_RGB.tif"][1]) as image:
-        assert image.size == (9, 21)
-        assert image.getpixel((0, 0)) == (10, 10, 10)
+    assert list(samples.samples) == [chips[1].path, chips[0].path]
+    assert names(samples)["0001_a_RGB.tif"] == ["0001_a_RGB_0.png", "0001_a_RGB_1.png"]
+    sample = samples.samples[chips[1].path][1]
+    assert (sample.ship, sample.split, sample.size, sample.rendered) == (2, Split.QUERY, (9, 21), True)
+    assert sample.source == replace(chips[1], size=(9, 21))
+    picture = read_chip(sample, render_percentile)
+    assert picture.shape == (21, 9, 3)
+    assert (picture == 10).all()
 
 
 def test_manifest_says_what_was_made(store):
@@ -80,8 +101,8 @@ def test_manifest_says_what_was_made(store):
 
 def test_one_store_serves_two_splits(store, chips):
     fill(store, chips[2:], "gallery")
-    assert set(read(store, chips[2:], "gallery").paths) == {"0003_c_RGB.tif"}
-    assert len(read(store, chips[:2], "query", elsewhere=chips[2:]).paths) == 2
+    assert set(names(read(store, chips[2:], "gallery"))) == {"0003_c_RGB.tif"}
+    assert len(read(store, chips[:2], "query", elsewhere=chips[2:]).samples) == 2
     with pytest.raises(DataError, match=r"no split holds: 0003_c_RGB.tif"):
         read(store, chips[:2], "query", elsewhere=())
 
@@ -97,7 +118,7 @@ def test_an_unfinished_store_goes_on_with_what_is_missing(store, chips):
     (store / "0002_b_RGB_0.png").write_bytes(whole[: len(whole) // 2])
     sources = sources_of(chips[:2], "query")
     again = open_store(store, RUN, sources, config={})
-    missing = [(source.name, k) for source in sources for k in range(2) if not again.is_written(source, k)]
+    missing = [(source.path.name, k) for source in sources for k in range(2) if not again.is_written(source, k)]
     assert missing == [("0001_a_RGB.tif", 1), ("0002_b_RGB.tif", 0)]
 
 
@@ -122,20 +143,42 @@ def replace_by_a_foreign_picture(store):
     Image.new("RGB", (9, 21)).save(store / "0002_b_RGB_1.png")
 
 
+def resize_with_its_text(store):
+    with Image.open(store / "0002_b_RGB_1.png") as image:
+        text = PngImagePlugin.PngInfo()
+        text.add_text("generated", image.info["generated"])
+        image.resize((9, 20)).save(store / "0002_b_RGB_1.png", pnginfo=text)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (delete, "missing samples: 0002_b_RGB_1.png"),
-        (truncate, "damaged samples: 0002_b_RGB_1.png"),
-        (empty, "damaged samples: 0002_b_RGB_1.png"),
-        (replace_by_another_sample, "did not make under this name: 0002_b_RGB_1.png"),
-        (replace_by_a_foreign_picture, "did not make under this name: 0002_b_RGB_1.png"),
+        (truncate, r"0002_b_RGB_1\.png is damaged.*; make this sample again"),
+        (empty, r"0002_b_RGB_1\.png is empty.*; make this sample again"),
+        (replace_by_another_sample, r"0002_b_RGB_1\.png .* did not make under this name; make this sample again"),
+        (replace_by_a_foreign_picture, r"0002_b_RGB_1\.png .* did not make under this name; make this sample again"),
+        (resize_with_its_text, r"0002_b_RGB_1\.png has another size than its source 0002_b_RGB\.tif; make this sample again"),
     ],
 )
-def test_a_spoilt_sample_is_refused_by_name(store, chips, spoil, said):
+def test_a_spoilt_sample_is_refused_by_name_when_it_is_read(store, chips, spoil, said):
     spoil(store)
+    samples = find(store, chips[:2]).samples
+    read_chip(samples[chips[1].path][0], render_percentile)
     with pytest.raises(DataError, match=said):
-        read(store, chips[:2])
+        read_chip(samples[chips[1].path][1], render_percentile)
+
+
+def test_missing_samples_are_refused_before_any_is_read(store, chips):
+    delete(store)
+    with pytest.raises(DataError, match=r"missing samples: 0002_b_RGB_1\.png; make them again"):
+        find(store, chips[:2])
+
+
+def test_a_picture_of_a_palette_is_no_sample(tmp_path, chips):
+    folder = write_layout(tmp_path / "plain", ["0001_a_RGB_0.png"])
+    Image.new("P", (12, 30)).save(folder / "0001_a_RGB_0.png")
+    with pytest.raises(DataError, match=r"0001_a_RGB_0\.png is no 8-bit RGB picture; make this sample again"):
+        read(folder, chips[:1])
 
 
 def test_extra_pictures_are_refused_and_other_files_are_not(store, chips):
@@ -153,9 +196,16 @@ def test_chips_that_the_store_does_not_fit_are_refused(store, chips):
         read(store, chips[:2], "gallery")
     with pytest.raises(DataError, match=r"no split holds: 0002_b_RGB.tif"):
         read(store, chips[:1])
-    Image.new("RGB", (9, 22)).save(chips[1])
     with pytest.raises(DataError, match=r"another size than these: 0002_b_RGB\.tif"):
-        read(store, chips[:2])
+        read(store, [chips[0], replace(chips[1], size=(9, 22))])
+
+
+def test_a_chip_that_has_another_size_than_its_samples_is_refused_when_it_is_read(store, chips):
+    source = find(store, chips[:2]).samples[chips[1].path][0].source
+    assert read_chip(source, render_percentile).shape == (21, 9, 3)
+    Image.new("RGB", (9, 22)).save(chips[1].path)
+    with pytest.raises(DataError, match=r"0002_b_RGB\.tif has 9 x 22 pixels; its samples were made from a chip of 9 x 21"):
+        read_chip(source, render_percentile)
 
 
 def edit(store, change):
@@ -167,7 +217,7 @@ def edit(store, change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: content.update(weights_sha256="cd" * 32), "did not make under this name: 0001_a_RGB_0.png"),
+        (lambda content: content.update(weights_sha256="cd" * 32), r"0001_a_RGB_0\.png .* did not make under this name"),
         (lambda content: content.update(samples_per_image=3), "not its sources' own, in order: 0001_a_RGB.tif"),
         (lambda content: content["sources"].append(content["sources"][0]), "lists chips twice: 0001_a_RGB.tif"),
         (
@@ -199,11 +249,11 @@ def test_a_store_takes_samples_of_one_run_only(store, chips, change):
 
 def test_a_store_does_not_begin_among_pictures(tmp_path, chips):
     with pytest.raises(DataError, match=r"holds pictures but no manifest\.json"):
-        open_store(chips[0].parent, RUN, sources_of(chips, "query"), config={})
+        open_store(chips[0].path.parent, RUN, sources_of(chips, "query"), config={})
 
 
 def test_a_store_does_not_mix_chips_of_one_stem(tmp_path, store, chips):
-    twins = [Source("query", "0009_RGB.tif", 8, 8), Source("query", "0009_RGB.png", 8, 8)]
+    twins = [Chip(Path(f"0009_RGB{suffix}"), 9, Modality.OPTICAL, Split.QUERY, (8, 8)) for suffix in (".tif", ".png")]
     with pytest.raises(DataError, match=r"same stem: 0009_RGB"):
         open_store(tmp_path / "new", RUN, twins, config={})
     with pytest.raises(DataError, match=r"other chips of the same name: 0001_a_RGB.tif"):
@@ -256,13 +306,14 @@ def test_folders_without_manifest_are_joined_by_stem(tmp_path, chips, names):
     samples = read(folder, chips)
     assert samples.run is None
     assert samples.per_image == len(names) // 3
-    for chip, paths in zip(chips, samples.paths.values(), strict=True):
-        assert all(chip.stem in str(path.relative_to(folder)) for path in paths)
+    for chip, own in zip(chips, samples.samples.values(), strict=True):
+        assert all(chip.path.stem in str(sample.path.relative_to(folder)) for sample in own)
+        assert {sample.size for sample in own} == {SIZES[chip.path.name]}, "that of the source, not of the picture"
 
 
 def test_numbers_of_samples_sort_as_numbers(tmp_path, chips):
     folder = write_layout(tmp_path / "plain", [f"0001_a_RGB/output_{k}.png" for k in (0, 2, 10)])
-    assert [path.stem for path in read(folder, chips[:1]).paths["0001_a_RGB.tif"]] == ["output_0", "output_2", "output_10"]
+    assert names(read(folder, chips[:1])) == {"0001_a_RGB.tif": ["output_0.png", "output_2.png", "output_10.png"]}
 
 
 @pytest.mark.parametrize("names", [FLAT, BBDM], ids=["flat", "bbdm"])
@@ -270,7 +321,7 @@ def test_a_folder_without_manifest_never_shifts(tmp_path, chips, names):
     folder = write_layout(tmp_path / "plain", names)
     with pytest.raises(DataError, match=r"no split holds: 0003_c_RGB"):
         read(folder, chips[:2])
-    assert len(read(folder, chips[:2], elsewhere=chips[2:]).paths) == 2
+    assert len(read(folder, chips[:2], elsewhere=chips[2:]).samples) == 2
     (folder / names[0]).unlink()
     with pytest.raises(DataError, match=r"samples 0, 1 of: 0001_a_RGB.tif"):
         read(folder, chips)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datasets.hoss import read_hoss, read_split
-from datasets.records import DISTRACTOR, Chip, Modality
+from datasets.records import DISTRACTOR, Chip, Modality, Split
 from tests.chip_files import write_chip, write_hoss
 from utils.errors import DataError
 
@@ -31,7 +31,7 @@ def test_a_whole_data_set(tmp_path):
     assert data.num_identities == 4
     assert len(data.images) == 6 + 12 + 2
     first = data.train[0]
-    assert first == Chip(tmp_path / "HOSS/bounding_box_train/0001_s01c0_RGB.tif", 1, Modality.OPTICAL, "train")
+    assert first == Chip(tmp_path / "HOSS/bounding_box_train/0001_s01c0_RGB.tif", 1, Modality.OPTICAL, Split.TRAIN)
     assert [record.split for record in data.images] == ["query"] * 6 + ["gallery"] * 14
     assert sum(record.ship == DISTRACTOR for record in data.images) == 2
     for split in ("query", "gallery"):
@@ -189,7 +189,7 @@ def test_long_lists_of_names_are_cut(tmp_path):
     for number in range(8):
         (tmp_path / f"ship{number}.tif").touch()
     with pytest.raises(DataError, match=r"ship0\.tif, ship1\.tif, .*ship4\.tif and 3 more$"):
-        read_split(tmp_path, "query")
+        read_split(tmp_path, Split.QUERY)
 
 
 def test_links_that_lead_nowhere_and_folders_are_no_chips(tmp_path):

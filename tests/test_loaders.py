@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from PIL import Image
 from configs import load_cfg
 from datasets.chips import size_triple
 from datasets.hoss import read_hoss
-from datasets.loaders import GeneratedDataset, build_generated_loader, build_test_loader, build_train_loader
-from datasets.records import Batch, Modality
+from datasets.loaders import build_test_loader, build_train_loader
+from datasets.records import Batch, Chip, Modality
 from datasets.transforms import TestTransform
 from tests.chip_files import optical_pixels, write_hoss
 from utils.errors import DataError
@@ -46,10 +47,13 @@ def epoch_of(loader, epoch: int) -> list[Batch]:
     return list(loader)
 
 
+def tensors_of(batches: list[Batch]) -> list[torch.Tensor]:
+    return [value for batch in batches for value in vars(batch).values() if value is not None]
+
+
 def same(first: list[Batch], second: list[Batch]) -> bool:
-    return len(first) == len(second) and all(
-        torch.equal(value, vars(other)[name]) for one, other in zip(first, second) for name, value in vars(one).items()
-    )
+    pairs = zip(tensors_of(first), tensors_of(second), strict=True)
+    return len(first) == len(second) and all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_a_training_batch_holds_what_its_records_say(data):
@@ -69,10 +73,11 @@ def test_a_training_batch_holds_what_its_records_say(data):
             torch.testing.assert_close(batch.sizes[place], expected, rtol=0, atol=0)
 
 
-def test_a_test_loader_gives_each_image_once_in_order_with_its_pid(data):
+def test_a_test_loader_gives_each_image_once_in_order_and_learns_no_ship(data):
     batches = list(build_test_loader(make_cfg(), data.images))
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(len(data.images)))
-    assert torch.cat([batch.labels for batch in batches]).tolist() == [record.ship for record in data.images]
+    assert torch.cat([batch.modalities for batch in batches]).tolist() == [record.modality for record in data.images]
+    assert {batch.labels for batch in batches} == {None}
     assert [len(batch.images) for batch in batches] == [6] * 4 + [len(data.images) - 24], "the last batch is not dropped"
 
 
@@ -136,23 +141,25 @@ def test_the_rendering_follows_the_config(data):
     assert means[2] < means[0] < means[1], "the more is cut, the darker"
 
 
+def sample_of(source: Chip, path: Path, size=(24, 60)) -> Chip:
+    source = replace(source, size=size)
+    return Chip(path, source.ship, Modality.SAR, source.split, size=size, rendered=True, source=source)
+
+
 def test_generated_pictures_have_modality_sar_and_the_size_of_their_source(data, tmp_path):
     source = next(record for record in data.images if record.modality is Modality.OPTICAL)
-    paths = [tmp_path / f"{source.path.stem}_{number}.png" for number in range(3)]
-    for number, path in enumerate(paths):
-        Image.fromarray(optical_pixels(number, height=256, width=256)).save(path)
-    batch = next(iter(build_generated_loader(make_cfg(), paths, [source] * 3)))
-    assert batch.modalities.tolist() == [Modality.SAR] * 3
-    assert batch.labels.tolist() == [source.ship] * 3
-    assert batch.indices.tolist() == [0, 1, 2]
-    expected = torch.from_numpy(size_triple(24, 60, Modality.OPTICAL)).float().expand(3, 3)
+    samples = [sample_of(source, tmp_path / f"{source.path.stem}_{number}.png") for number in range(3)]
+    for number, sample in enumerate(samples):
+        Image.fromarray(optical_pixels(number, height=256, width=256)).save(sample.path)
+    batch = next(iter(build_test_loader(make_cfg(), [source, *samples])))
+    assert batch.modalities.tolist() == [Modality.OPTICAL, *[Modality.SAR] * 3]
+    assert batch.indices.tolist() == [0, 1, 2, 3]
+    expected = torch.from_numpy(size_triple(24, 60, Modality.OPTICAL)).float().expand(4, 3)
     torch.testing.assert_close(batch.sizes, expected, rtol=0, atol=0)
     cfg = make_cfg()
     transform = TestTransform(cfg.INPUT.SIZE_TEST, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
     expected = transform(optical_pixels(0, height=256, width=256))
-    torch.testing.assert_close(batch.images[0], expected, rtol=0, atol=0)  # read as RGB, not stretched again
-    with pytest.raises(ValueError, match="2 samples for 3 sources"):
-        GeneratedDataset(paths[:2], [source] * 3, transform)
+    torch.testing.assert_close(batch.images[1], expected, rtol=0, atol=0)  # read as RGB, not stretched again
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -170,7 +177,7 @@ def test_a_bad_chip_ends_loading_with_one_sentence(tmp_path, workers):
 def test_a_bad_or_missing_generated_picture_is_named(data, tmp_path):
     source = data.images[0]
     with pytest.raises(DataError, match=r"gone_0\.png does not exist"):
-        list(build_generated_loader(make_cfg(), [tmp_path / "gone_0.png"], [source]))
+        list(build_test_loader(make_cfg(), [sample_of(source, tmp_path / "gone_0.png")]))
 
 
 def test_workers_are_capped_at_the_cores_with_a_line(data, caplog):

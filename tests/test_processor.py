@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from datasets import records
 from datasets.records import Batch, Chip, Modality, Protocol
 from loss.criterion import Criterion
 from model.reid import ReIDOutput
@@ -260,7 +261,7 @@ def test_results_are_json_and_a_table():
 
 def test_no_folder_of_samples_is_no_fusion_and_one_without_optical_images_an_error(tmp_path):
     assert find_samples(IMAGES, query_dir="", gallery_dir="") is None
-    images = [Chip(write_chip(tmp_path / "1_x_SAR.tif"), 1, SAR, "query")]
+    images = [Chip(write_chip(tmp_path / "1_x_SAR.tif"), 1, SAR, records.Split.QUERY)]
     with pytest.raises(DataError, match="no optical image"):
         find_samples(images, query_dir=str(tmp_path), gallery_dir="")
 

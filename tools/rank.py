@@ -21,7 +21,7 @@ from configs import load_cfg
 from datasets.chips import read_chip
 from datasets.loaders import build_test_loader
 from datasets.modality import find_modality, list_images
-from datasets.records import DISTRACTOR, Chip, Modality
+from datasets.records import DISTRACTOR, Chip, Modality, Split
 from datasets.sar import SarRendering, build_sar_rendering
 from model.build import build_model
 from model.pretrained import load_weights
@@ -61,12 +61,12 @@ class RankedList:
     distances: tuple[float, ...]
 
 
-def find_records(path: Path, split: str, modality: str) -> list[Chip]:
+def find_records(path: Path, split: Split, modality: str) -> list[Chip]:
     """Records of the pictures in a folder (or of a single one), their modality from `modality` or by `find_modality`.
 
     Args:
         path: folder or file.
-        split: 'query' or 'gallery'.
+        split: of the query or the gallery.
         modality: 'auto', 'optical' or 'sar'.
 
     Raises:
@@ -194,8 +194,8 @@ def main(arguments: Sequence[str]) -> None:
     if args.top_k < 0:
         raise UsageError(f"--top-k is {args.top_k}; take a length, or 0 for the whole gallery")
     cfg = load_cfg(args.config_file, args.overrides)
-    query = find_records(args.query, "query", args.query_modality)
-    gallery = find_records(args.gallery, "gallery", args.gallery_modality)
+    query = find_records(args.query, Split.QUERY, args.query_modality)
+    gallery = find_records(args.gallery, Split.GALLERY, args.gallery_modality)
     device = build_device(cfg)
     model = build_model(cfg)
     load_weights(args.weights, model)

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from configs import load_cfg
 from datasets.hoss import HossData, read_hoss
-from datasets.loaders import build_generated_loader, build_test_loader
+from datasets.loaders import build_test_loader
 from datasets.records import Modality
 from datasets.validation import build_validation_data
 from model.build import build_model
@@ -51,20 +51,20 @@ class Store:
 
     Attributes:
         name: the folder.
-        steps: network calls of a sample, as its manifest says; None where it has none.
+        steps: network calls of a sample, as its manifest says, or those of both sides; None where no manifest tells.
         samples: whose they are.
         features: (S, K, D) of them.
         seconds: that the network took for them.
     """
 
     name: str
-    steps: int | None
+    steps: int | str | None
     samples: SampleSet
     features: Tensor
     seconds: float
 
 
-def find_stores(data: HossData, folders: Sequence[tuple[str, str]]) -> list[tuple[str, int | None, SampleSet]]:
+def find_stores(data: HossData, folders: Sequence[tuple[str, str]]) -> list[tuple[str, int | str | None, SampleSet]]:
     """Folder, steps and samples of each pair of folders (of the queries, of the gallery).
 
     Raises:
@@ -73,7 +73,8 @@ def find_stores(data: HossData, folders: Sequence[tuple[str, str]]) -> list[tupl
     stores = []
     for query_dir, gallery_dir in folders:
         samples = find_samples(data.images, query_dir=query_dir, gallery_dir=gallery_dir)
-        stores.append((query_dir or gallery_dir, samples.steps, samples))
+        steps = samples.steps[0] if len(samples.steps) == 1 else " and ".join(map(str, samples.steps)) or None
+        stores.append((query_dir or gallery_dir, steps, samples))
     return stores
 
 
@@ -132,12 +133,12 @@ def build_features(cfg, data: HossData, stores: Sequence, device: torch.device, 
     )
     extracted = []
     for name, steps, samples in stores:
-        paths = [path for own in samples.paths for path in own]
+        chips = [chip for own in samples.chips for chip in own]
         places = [index for index in samples.sources for _ in range(samples.per_image)]
-        loader = build_generated_loader(cfg, paths, [data.images[place] for place in places], device_type=device.type)
+        loader = build_test_loader(cfg, chips, device_type=device.type)
         found = kept.get(
-            sample_contents(paths, [hashes[place] for place in places]),
-            partial(extract, loader, count=len(paths), description=f"features of {name}"),
+            sample_contents(chips, [hashes[place] for place in places]),
+            partial(extract, loader, count=len(chips), description=f"features of {name}"),
         )
         values = found.values.unflatten(0, (-1, samples.per_image))
         extracted.append(Store(name, steps, samples, values, found.seconds))
