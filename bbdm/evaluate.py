@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bbdm import measures
-from bbdm.data import PairDataset, build_pairs, build_rendering
+from bbdm.data import build_pairs, build_validation_loader
 from bbdm.embedding import train_embedding
 from bbdm.model import BridgeModel, SamplerSettings, build_model, build_sampler_settings
 from bbdm.noise import sample_seed, seeded_normal
@@ -152,7 +152,7 @@ def build_comparison(
     model = build_model(cfg, device, build_precision(cfg, device), weights=cfg.BBDM.WEIGHT)
     model.network.eval().requires_grad_(False)
     held_out, train = (_read(cfg, part) for part in (pairs.validation, pairs.train))
-    names = [pair.optical.name for pair in pairs.validation]
+    names = [pair.optical.path.name for pair in pairs.validation]
     samples = draw(
         model,
         held_out[:, 0],
@@ -174,16 +174,12 @@ def build_comparison(
 
 def _read(cfg, pairs: Sequence[Pair]) -> Tensor:
     """(N, 2, 3, H, W) in [-1, 1]: optical and SAR of each pair, cut at a place that only its index decides."""
-    dataset = PairDataset(pairs, cfg.BBDM.IMAGE_SIZE, build_rendering(cfg), crop=cfg.BBDM.CROP)
-    items = []
+    read = []
     with progress(len(pairs), "reading pairs", unit="pair") as bar:
-        for index in range(len(pairs)):
-            item = dataset[index]
-            if isinstance(item, DataError):
-                raise item
-            items.append(item[0])
-            bar.update()
-    return torch.stack(items)
+        for batch in build_validation_loader(cfg, pairs, device_type="cpu"):
+            read.append(torch.stack(batch.images.chunk(2), dim=1))
+            bar.update(len(read[-1]))
+    return torch.cat(read)
 
 
 def build_report(cfg, figures: dict[str, dict[str, Figure]], *, features: str) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bbdm.data import to_picture, to_tensor
+from bbdm.data import layout_of, to_picture, to_tensor
 from bbdm.model import BridgeModel, SamplerSettings, build_model, build_sampler_settings
 from bbdm.noise import sample_seed, seeded_normal
 from configs import load_cfg
 from configs.command import config_parser
-from datasets.chips import read_optical, read_shape
+from datasets.chips import read_header, read_optical
 from datasets.generated import SampleStore, SamplingRun, open_store
 from datasets.hoss import read_hoss
 from datasets.records import Chip, Modality, Split
@@ -61,7 +61,7 @@ def build_sources(cfg) -> list[Chip]:
     if not chips:
         root = cfg.DATASETS.ROOT_DIR
         raise DataError(f"{root} holds no optical chip in {', '.join(splits)}; see DATASETS.ROOT_DIR and BBDM.SPLITS")
-    return [replace(chip, size=read_shape(chip.path)) for chip in chips]
+    return [replace(chip, size=read_header(chip.path)[0]) for chip in chips]
 
 
 def draw_samples(
@@ -95,12 +95,11 @@ def draw_samples(
         DataError: a chip cannot be read.
         CheckpointError: the weights give numbers that are not finite.
     """
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     for start in range(0, len(jobs), batch_size):
         own = jobs[start : start + batch_size]
         batch = [*own, *own[-1:] * (batch_size - len(own))]
         chips = [resize(read_optical(source.path), tuple(size), Image.Resampling.BILINEAR) for source, _ in batch]
-        optical = to_tensor(np.stack(chips)).to(device, memory_format=layout)
+        optical = to_tensor(np.stack(chips)).to(device, memory_format=layout_of(device))
         seeds = torch.tensor([sample_seed(seed, source.path.name, k) for source, k in batch], device=device)
         noise = _noise(seeds, model.state_shape(optical)[1:])
         drawn = model.sample(optical, settings, noise, on_call=on_call)

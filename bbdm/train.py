@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bbdm.data import PairBatch, build_pairs, build_train_loader, build_validation_loader, to_picture
+from bbdm.data import build_pairs, build_train_loader, build_validation_loader, layout_of, to_picture
 from bbdm.model import BridgeModel, SamplerSettings, build_model
 from bbdm.noise import sample_seed, seeded_normal
 from bbdm.trainer import Recipe, Trainer, train_one_epoch
 from configs import load_cfg
 from configs.command import config_parser
+from datasets.records import Batch
 from utils import checkpoint, cli, distributed
 from utils.device import build_device, build_precision
 from utils.ema import ExponentialMovingAverage
@@ -35,7 +36,7 @@ def validate(model: BridgeModel, loader, *, loss: str, seed: int, device: torch.
 
     Args:
         model: with the network to judge.
-        loader: yields `PairBatch`es.
+        loader: yields batches of pairs.
         loss: 'l1' or 'l2'.
         seed: of time steps and noise.
         device: of the network.
@@ -44,16 +45,16 @@ def validate(model: BridgeModel, loader, *, loss: str, seed: int, device: torch.
     total, count = torch.zeros((), device=device), 0
     with torch.no_grad():
         for batch in loader:
-            batch = batch.to(device)
-            total += model.random_loss(batch.optical, batch.sar, loss, generator=generator) * len(batch.indices)
-            count += len(batch.indices)
+            optical, sar = batch.to(device, memory_format=layout_of(device)).images.chunk(2)
+            total += model.random_loss(optical, sar, loss, generator=generator) * len(optical)
+            count += len(optical)
     shares = distributed.gather((total.item(), count))
     return sum(part for part, _ in shares) / sum(number for _, number in shares)
 
 
-def write_grid(path: Path, model: BridgeModel, batch: PairBatch, *, seed: int) -> None:
+def write_grid(path: Path, model: BridgeModel, batch: Batch, *, seed: int) -> None:
     """Write rows of optical | SAR | generated for the first pairs of a batch, as one PNG."""
-    optical, sar = batch.optical[:GRID_ROWS], batch.sar[:GRID_ROWS]
+    optical, sar = (pictures[:GRID_ROWS] for pictures in batch.images.chunk(2))
     seeds = torch.tensor([sample_seed(seed, "grid", row) for row in range(len(optical))], device=optical.device)
     shape = model.state_shape(optical)[1:]
     steps = min(GRID_STEPS, len(model.bridge.schedule))
@@ -117,7 +118,7 @@ class Output:
 
 
 def finish_epoch(
-    trainer: Trainer, output: Output, *, validation, shown: PairBatch, metrics: MetricsWriter, device: torch.device
+    trainer: Trainer, output: Output, *, validation, shown: Batch, metrics: MetricsWriter, device: torch.device
 ) -> None:
     """Validate, draw a grid and write checkpoints, each where it is due; call it on every process.
 
@@ -145,7 +146,12 @@ def finish_epoch(
             if main:
                 checkpoint.save(output.folder / "bridge_best.pth", weights)
     if main and due(output.grid_period):
-        write_grid(output.folder / "grids" / f"epoch_{trainer.epoch:04d}.png", averaged, shown.to(device), seed=output.seed)
+        write_grid(
+            output.folder / "grids" / f"epoch_{trainer.epoch:04d}.png",
+            averaged,
+            shown.to(device, memory_format=layout_of(device)),
+            seed=output.seed,
+        )
     if due(output.checkpoint_period):
         state = trainer.state_dict()
         if main:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bbdm.data import build_pairs, build_train_loader, build_validation_loader
+from bbdm.data import build_pairs, build_train_loader, build_validation_loader, layout_of
 from bbdm.first_stage import FirstStage
 from bbdm.model import build_empty_first_stage
 from configs import load_cfg
@@ -88,8 +88,7 @@ def train_one_epoch(
     losses = []
     stage.train()
     for batch in loader:
-        batch = batch.to(device)
-        pictures = torch.cat([batch.optical, batch.sar])
+        pictures = batch.to(device, memory_format=layout_of(device)).images
         result = reconstruct(stage, pictures, precision)
         loss = first_stage_loss(result, pictures)
         optimizer.zero_grad(set_to_none=True)
@@ -113,8 +112,7 @@ def validate(stage: FirstStage, loader, precision: Precision) -> float:
     stage.eval()
     total, count = 0.0, 0
     for batch in loader:
-        batch = batch.to(device)
-        pictures = torch.cat([batch.optical, batch.sar])
+        pictures = batch.to(device, memory_format=layout_of(device)).images
         total += F.l1_loss(reconstruct(stage, pictures, precision).picture, pictures).item() * len(pictures)
         count += len(pictures)
     return total / count

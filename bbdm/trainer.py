@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bbdm.checkpoints import fill_network
-from bbdm.data import PairBatch
+from bbdm.data import layout_of
 from bbdm.model import BridgeModel
 from datasets.pairs import Pair
+from datasets.records import Batch
 from utils import distributed
 from utils.checkpoint import restore_optimizer, restore_scaler
 from utils.ema import ExponentialMovingAverage
@@ -70,16 +71,17 @@ class Trainer:
     best: float = math.inf
     recent: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def step(self, batch: PairBatch) -> None:
+    def step(self, batch: Batch) -> None:
         """Accumulate one batch's gradients; every `accumulation` batches, update weights and average. Waits for nothing."""
         recipe, network = self.recipe, self.model.network
         self.batches += 1
         updates = self.batches % recipe.accumulation == 0
         waits = isinstance(network, nn.parallel.DistributedDataParallel) and not updates
         with network.no_sync() if waits else contextlib.nullcontext():
-            loss = self.model.random_loss(batch.optical, batch.sar, recipe.loss)
+            optical, sar = batch.images.chunk(2)
+            loss = self.model.random_loss(optical, sar, recipe.loss)
             self.scaler.scale(loss / recipe.accumulation).backward()
-        self.recent.append((loss.detach(), batch.indices))
+        self.recent.append((loss.detach(), batch.indices.chunk(2)[0] // 2))
         if not updates:
             return
         if recipe.clip_gradient:
@@ -108,7 +110,7 @@ class Trainer:
         losses = distributed.mean(own).tolist()
         for loss, indices in zip(own.tolist(), (indices for _, indices in self.recent)):
             if not math.isfinite(loss):
-                names = ", ".join(f"{pairs[i].optical.name} with {pairs[i].sar.name}" for i in indices.tolist())
+                names = ", ".join(f"{pairs[i].optical.path.name} with {pairs[i].sar.path.name}" for i in indices.tolist())
                 raise TrainingError(
                     f"the loss is {loss} in epoch {self.epoch + 1}, for the pairs {names}; look at these files, lower "
                     "SOLVER.BASE_LR, set BBDM.CLIP_GRADIENT 1, or set SOLVER.AMP off"
@@ -168,7 +170,7 @@ def train_one_epoch(
 
     Args:
         trainer: what is trained.
-        loader: yields `PairBatch`es; its `batch_sampler.set_epoch` chooses the epoch.
+        loader: yields batches of pairs; its `batch_sampler.set_epoch` chooses the epoch.
         pairs: what batch indices refer to.
         seed: of the run; time steps and noise follow from it, the epoch and the process.
         log_period: batches between looks at the losses.
@@ -187,7 +189,7 @@ def train_one_epoch(
     device = next(trainer.model.network.parameters()).device
     total, done, count, start = 0.0, 0, len(loader), time.perf_counter()
     for number, batch in enumerate(loader, start=1):
-        trainer.step(batch.to(device))
+        trainer.step(batch.to(device, memory_format=layout_of(device)))
         on_batch()
         if number % log_period == 0 or number == count:
             loss = trainer.look_at_losses(pairs)

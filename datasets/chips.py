@@ -95,7 +95,8 @@ def read_chip(chip: Chip, render_sar: SarRendering) -> NDArray[np.uint8]:
     if chip.size not in (None, picture.shape[1::-1]):
         (width, height), known = picture.shape[1::-1], " x ".join(map(str, chip.size))
         raise DataError(
-            f"{chip.path} has {width} x {height} pixels; its samples were made from a chip of {known}, so make them again"
+            f"{chip.path} has {width} x {height} pixels and should have {known}: it was changed after it was listed, or its "
+            "samples were made from another chip; make them again"
         )
     return picture
 
@@ -122,14 +123,14 @@ def read_generated(chip: Chip) -> NDArray[np.uint8]:
     return picture
 
 
-def read_shape(path: Path) -> tuple[int, int]:
-    """Width and height of a chip in pixels, from its header alone.
+def read_header(path: Path) -> tuple[tuple[int, int], bool]:
+    """Width and height of a chip in pixels, and whether its bands have 8 bits, from its header alone.
 
     Raises:
         DataError: the file is missing, empty, damaged, no image or one of several pages.
     """
     with _open_chip(path) as image:
-        return image.size
+        return image.size, image.mode == "L" or image.mode not in SAR_MODES
 
 
 def size_triple(width: int, height: int, modality: Modality) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from datasets.chips import IMAGE_SUFFIXES, ORIGIN_KEY, read_generated, read_shape
+from datasets.chips import IMAGE_SUFFIXES, ORIGIN_KEY, read_generated, read_header
 from datasets.records import Chip, Modality, Split
 from utils.errors import DataError, some
 from utils.files import replacing, write_json
@@ -221,7 +221,7 @@ def _read_plain(folder: Path, sources: Sequence[Chip], elsewhere: Collection[Chi
     numbers = {k for samples in found.values() for k in samples} or {0}
     lacking = [source.path.name for source in sources if set(found[source.path.stem]) != numbers]
     _refuse(folder, f"lacks some of the samples {', '.join(map(str, sorted(numbers)))} of", lacking)
-    sized = [replace(source, size=source.size or read_shape(source.path)) for source in sources]
+    sized = [replace(source, size=source.size or read_header(source.path)[0]) for source in sources]
     samples = {
         chip.path: tuple(_sample(chip, path, None) for _, path in sorted(found[chip.path.stem].items())) for chip in sized
     }

@@ -1,27 +1,16 @@
-"""Pairs of an optical and a SAR picture of one scene or ship: which there are, and reading them.
-
-The bridge and contrastive pre-training learn from them.
-"""
+"""Pairs of an optical and a SAR picture of one scene or ship, from which the bridge and contrastive pre-training learn."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from datasets.chips import FORMATS, IMAGE_SUFFIXES, SAR_MODES, read_chip, read_optical, read_shape
-from datasets.records import Chip, Modality
-from datasets.sar import SarRendering
+from datasets.chips import IMAGE_SUFFIXES, read_header
+from datasets.records import DISTRACTOR, Chip, Modality, Split
 from utils.errors import DataError, some
 from utils.log import progress
 
 logger = logging.getLogger(__name__)
-
-Picture = NDArray[np.uint8]
-"""(H, W, 3) RGB."""
 
 FOLDER_NAMES = {Modality.OPTICAL: ("opt", "rgb", "a"), Modality.SAR: ("sar", "b")}
 """How the folder of a modality may begin, in lower case; single letters are whole names (BBDM's A and B)."""
@@ -29,17 +18,17 @@ FOLDER_NAMES = {Modality.OPTICAL: ("opt", "rgb", "a"), Modality.SAR: ("sar", "b"
 
 @dataclass(frozen=True)
 class Pair:
-    """An optical and a SAR file of one scene or ship.
+    """An optical and a SAR chip of one scene or ship.
 
     Attributes:
-        optical: path.
-        sar: path.
+        optical: of it.
+        sar: of it. An 8-bit picture of a registered pair has been rendered by somebody already and is read as it is.
         place: what training and validation must not share: the scene, or the ship.
         registered: whether the two show the same ground pixel by pixel.
     """
 
-    optical: Path
-    sar: Path
+    optical: Chip
+    sar: Chip
     place: str
     registered: bool = True
 
@@ -50,6 +39,11 @@ class PairLists:
 
     train: tuple[Pair, ...]
     validation: tuple[Pair, ...]
+
+
+def chips_of(pairs: Iterable[Pair]) -> list[Chip]:
+    """The chips of pairs: 2 i is the optical one of pair i, 2 i + 1 its SAR one."""
+    return [chip for pair in pairs for chip in (pair.optical, pair.sar)]
 
 
 def read_registered_pairs(folder: str | Path, *, hold_out_every: int = 0) -> PairLists:
@@ -90,7 +84,7 @@ def pair_ship_views(records: Iterable[Chip], *, hold_out_every: int = 0) -> Pair
     for record in records:
         ships.setdefault(record.ship, {modality: [] for modality in Modality})[record.modality].append(record)
     pairs = tuple(
-        Pair(optical.path, sar.path, str(pid), registered=False)
+        Pair(optical, sar, str(pid), registered=False)
         for pid, views in sorted(ships.items())
         for optical in views[Modality.OPTICAL]
         for sar in views[Modality.SAR]
@@ -107,7 +101,8 @@ def read_optisar_pairs(root_dir: str | Path) -> tuple[Pair, ...]:
     """List the pairs of `<root_dir>/OptiSar_Pair/<folder>/*_<id>_*_{RGB,SAR}.{tif,png}`; a pair shares folder and id.
 
     Raises:
-        DataError: no such folder or pair, names without id or modality, an id without exactly one picture of each modality.
+        DataError: no such folder or pair, names without id or modality, an id without exactly one picture of each modality,
+            a file that is no picture.
     """
     root = Path(root_dir) / "OptiSar_Pair"
     if not root.is_dir():
@@ -130,7 +125,7 @@ def read_optisar_pairs(root_dir: str | Path) -> tuple[Pair, ...]:
         raise DataError(f"{root}: not one optical and one SAR picture for {some(uneven)} (folder/id); add or remove pictures")
     if not found:
         raise DataError(f"{root} holds no pair; put pictures into folders of it")
-    return tuple(Pair(sides["RGB"][0], sides["SAR"][0], number) for (_, number), sides in sorted(found.items()))
+    return tuple(_open_pairs([(sides["RGB"][0], sides["SAR"][0], number) for (_, number), sides in sorted(found.items())]))
 
 
 def split_by_place(pairs: Sequence[Pair], hold_out_every: int) -> PairLists:
@@ -152,18 +147,25 @@ def _read_folder(folder: Path) -> tuple[Pair, ...]:
             raise DataError(f"{folder}: no {name} picture of the same name for {some(alone)}; add or remove the other one")
     if not optical:
         raise DataError(f"{folder} holds no pair; put pictures ({', '.join(IMAGE_SUFFIXES)}) into its two folders")
-    pairs = tuple(Pair(optical[stem], sar[stem], stem.partition("_")[0]) for stem in sorted(optical))
-    with progress(len(pairs), "checking pairs", unit="pair") as bar:
-        differing = []
-        for pair in pairs:
-            if read_shape(pair.optical) != read_shape(pair.sar):
-                differing.append(pair.optical.stem)
-            bar.update()
-    if differing:
+    pairs = tuple(_open_pairs([(optical[stem], sar[stem], stem.partition("_")[0]) for stem in sorted(optical)]))
+    if differing := [pair.optical.path.stem for pair in pairs if pair.optical.size != pair.sar.size]:
         raise DataError(
             f"{folder}: optical and SAR pictures of different size for {some(differing)}; registered pairs are equal"
         )
     return pairs
+
+
+def _open_pairs(files: Sequence[tuple[Path, Path, str]]) -> Iterator[Pair]:
+    """The registered pairs of (optical, SAR, place), with what the headers of their files tell."""
+    with progress(len(files), "checking pairs", unit="pair") as bar:
+        for optical, sar, place in files:
+            yield Pair(_open_chip(optical, Modality.OPTICAL), _open_chip(sar, Modality.SAR), place)
+            bar.update()
+
+
+def _open_chip(path: Path, modality: Modality) -> Chip:
+    size, is_8_bit = read_header(path)
+    return Chip(path, DISTRACTOR, modality, Split.TRAIN, size, rendered=is_8_bit and modality is Modality.SAR)
 
 
 def _modality_folder(folder: Path, modality: Modality) -> Path:
@@ -186,28 +188,3 @@ def _pictures(folder: Path) -> dict[str, Path]:
     if len(pictures) < len(paths):
         raise DataError(f"{folder} holds pictures of the same name but for the suffix; keep one of each")
     return pictures
-
-
-def read_picture(pair: Pair, modality: Modality, render_sar: SarRendering) -> Picture:
-    """Read one picture of a pair.
-
-    SAR chips of ships are rendered as the ReID reader does. Of registered pairs, an 8-bit SAR picture is taken as it is, since
-    someone has rendered it already; any other is rendered likewise.
-
-    Raises:
-        DataError: a file that cannot be read.
-    """
-    if modality is Modality.OPTICAL:
-        return read_optical(pair.optical)
-    if pair.registered and _is_8_bit(pair.sar):
-        return read_optical(pair.sar)
-    return read_chip(Chip(pair.sar, 0, Modality.SAR, "train"), render_sar)
-
-
-def _is_8_bit(path: Path) -> bool:
-    """Whether the picture has 8-bit bands; also true of a file that cannot be opened, which the reader then refuses."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.mode == "L" or image.mode not in SAR_MODES
-    except OSError:
-        return True

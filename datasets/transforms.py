@@ -19,62 +19,63 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 """Smallest and largest height by width of the erased box."""
 
 
-class TestTransform:
-    """Resize bilinearly and normalise.
+def prepare(
+    picture: Picture,
+    generator: np.random.Generator | None = None,
+    *,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """Resize bilinearly and normalise, for testing.
 
     Args:
+        picture: RGB.
+        generator: not used.
         size: (rows, columns) of the output.
         mean: of each band, of values in 0..1.
         std: of each band.
+
+    Returns:
+        (3, rows, columns) float32.
     """
-
-    __test__ = False  # No test class, whatever pytest makes of the name.
-
-    def __init__(self, size: Sequence[int], mean: Sequence[float], std: Sequence[float]):
-        self.size, self.mean, self.std = tuple(size), tuple(mean), tuple(std)
-
-    def __call__(self, picture: Picture, generator: np.random.Generator | None = None) -> Tensor:
-        """Return (3, rows, columns) float32; `generator` is not used."""
-        return normalise(resize(picture, self.size, Image.Resampling.BILINEAR), self.mean, self.std)
+    return normalise(resize(picture, size, Image.Resampling.BILINEAR), mean, std)
 
 
-class TrainTransform:
-    """Resize bicubically, flip left and right, pad and crop at random, normalise, erase a box at random.
+def augment(
+    picture: Picture,
+    generator: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip_probability: float,
+    padding: int,
+    erasing_probability: float,
+) -> Tensor:
+    """Resize bicubically, flip left and right, pad and crop at random, normalise, erase a box at random: for training.
 
     Args:
+        picture: RGB.
+        generator: every choice is drawn from it.
         size: (rows, columns) of the output.
         mean: of each band, of values in 0..1.
         std: of each band.
         flip_probability: of the flip.
         padding: black pixels added on each side before the crop.
         erasing_probability: of the erased box.
+
+    Returns:
+        (3, rows, columns) float32.
     """
-
-    def __init__(
-        self,
-        size: Sequence[int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        *,
-        flip_probability: float,
-        padding: int,
-        erasing_probability: float,
-    ):
-        self.size, self.mean, self.std = tuple(size), tuple(mean), tuple(std)
-        self.flip_probability = flip_probability
-        self.padding = padding
-        self.erasing_probability = erasing_probability
-
-    def __call__(self, picture: Picture, generator: np.random.Generator) -> Tensor:
-        """Return (3, rows, columns) float32; every choice is drawn from `generator`."""
-        pixels = resize(picture, self.size, Image.Resampling.BICUBIC)
-        if generator.random() < self.flip_probability:
-            pixels = pixels[:, ::-1]
-        pixels = pad_and_crop(pixels, self.padding, generator)
-        image = normalise(pixels, self.mean, self.std)
-        if generator.random() < self.erasing_probability:
-            erase_box(image, generator)
-        return image
+    pixels = resize(picture, size, Image.Resampling.BICUBIC)
+    if generator.random() < flip_probability:
+        pixels = pixels[:, ::-1]
+    pixels = pad_and_crop(pixels, padding, generator)
+    image = normalise(pixels, mean, std)
+    if generator.random() < erasing_probability:
+        erase_box(image, generator)
+    return image
 
 
 def resize(picture: Picture, size: tuple[int, int], resampling: Image.Resampling) -> NDArray[np.uint8]:

@@ -1,16 +1,17 @@
 """Which pairs there are, how they are read, and what is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bbdm.data import PairDataset, build_pairs, build_train_loader, build_validation_loader, to_picture, to_tensor
+from bbdm.data import build_pairs, build_train_loader, build_validation_loader, cut_or_resize, to_picture, to_tensor
 from configs import load_cfg
+from datasets.chips import read_chip
 from datasets.hoss import read_hoss
-from datasets.loaders import Draw
-from datasets.pairs import Pair, pair_ship_views, read_picture, read_registered_pairs, split_by_place
-from datasets.records import Modality
+from datasets.pairs import pair_ship_views, read_registered_pairs, split_by_place
 from datasets.sar import render_percentile
 from datasets.validation import build_validation_data
 from utils.errors import DataError
@@ -31,11 +32,11 @@ def write_pairs(root, names, folders=("opt_256_oc_0.2", "sar_256_oc_0.2"), **mor
 @pytest.mark.parametrize("folders", [("opt_256_oc_0.2", "sar_256_oc_0.2"), ("opt", "sar"), ("A", "B"), ("Optical", "SAR")])
 def test_folders_of_both_styles_are_paired_by_name(tmp_path, folders):
     pairs = read_registered_pairs(write_pairs(tmp_path, ["b_1.png", "a_2.png"], folders)).train
-    assert [(pair.optical.name, pair.sar.name, pair.place) for pair in pairs] == [
+    assert [(pair.optical.path.name, pair.sar.path.name, pair.place) for pair in pairs] == [
         ("a_2.png", "a_2.png", "a"),
         ("b_1.png", "b_1.png", "b"),
     ]
-    assert {pair.optical.parent.name for pair in pairs} == {folders[0]}
+    assert {pair.optical.path.parent.name for pair in pairs} == {folders[0]}
 
 
 def test_train_and_val_folders_are_kept_apart(tmp_path):
@@ -87,10 +88,10 @@ def test_missing_doubled_and_empty_folders_are_refused(tmp_path):
         read_registered_pairs(tmp_path)
 
 
-def write_hoss(root, names):
+def write_hoss(root, names, sar="F"):
     for name in names:
-        mode = "F" if "SAR" in name else "RGB"
-        write(root / "HOSS" / "bounding_box_train" / name, mode=mode, value=3 if mode == "F" else 90)
+        mode = sar if "SAR" in name else "RGB"
+        write(root / "HOSS" / "bounding_box_train" / name, mode=mode, value=90 if mode == "RGB" else 3)
     return root
 
 
@@ -120,38 +121,59 @@ def test_ships_that_validate_stay_unseen(tmp_path):
 
 def test_sar_of_ships_is_rendered_and_8_bit_sar_of_scenes_is_not(tmp_path):
     values = np.linspace(0, 11, 48, dtype=np.float32).reshape(6, 8)
-    Image.fromarray(values).save(tmp_path / "float.tif")
-    Image.fromarray((20 * values).astype(np.uint8)).save(tmp_path / "byte.png")
-    write(tmp_path / "optical.png")
+    write_pairs(tmp_path / "scenes", ["1.png", "2.png"])
+    Image.fromarray(values).save(tmp_path / "scenes" / "sar_256_oc_0.2" / "1.tif")
+    (tmp_path / "scenes" / "sar_256_oc_0.2" / "1.png").unlink()
+    Image.fromarray((20 * values).astype(np.uint8)).save(tmp_path / "scenes" / "sar_256_oc_0.2" / "2.png")
+    floats, bytes_ = (pair.sar for pair in read_registered_pairs(tmp_path / "scenes").train)
+    assert (floats.rendered, bytes_.rendered) == (False, True)
+    np.testing.assert_array_equal(read_chip(floats, render_percentile), render_percentile(values))
+    np.testing.assert_array_equal(read_chip(bytes_, render_percentile)[..., 0], (20 * values).astype(np.uint8))
 
-    def sar(name, registered):
-        return read_picture(Pair(tmp_path / "optical.png", tmp_path / name, "1", registered), Modality.SAR, render_percentile)
+    write_hoss(tmp_path, ["0001_a_RGB.tif", "0001_a_SAR.png"], sar="L")
+    (ship,) = pair_ship_views(read_hoss(tmp_path, test=False).train).train
+    grey = np.full((6, 8), 3, np.uint8)
+    grey[0, 0] = 9
+    Image.fromarray(grey).save(ship.sar.path)
+    np.testing.assert_array_equal(read_chip(ship.sar, render_percentile), render_percentile(grey.astype(np.float32)))
 
-    np.testing.assert_array_equal(sar("float.tif", False), render_percentile(values))
-    np.testing.assert_array_equal(sar("float.tif", True), render_percentile(values))
-    np.testing.assert_array_equal(sar("byte.png", True)[..., 0], (20 * values).astype(np.uint8))
-    np.testing.assert_array_equal(sar("byte.png", False), render_percentile((20 * values).astype(np.uint8).astype(np.float32)))
 
-
-def test_both_pictures_of_a_pair_are_cut_and_flipped_alike(tmp_path):
+def test_pictures_of_one_key_are_cut_and_flipped_alike():
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
-    for name in ("opt.png", "sar.png"):
-        Image.fromarray(pixels).save(tmp_path / name)
-    dataset = PairDataset(
-        [Pair(tmp_path / "opt.png", tmp_path / "sar.png", "1")], (16, 8), render_percentile, crop=True, flip=True
-    )
     seen = []
     for key in range(12):
-        both, index = dataset[Draw(0, (key,))]
-        assert both.shape == (2, 3, 16, 8)
-        assert index == 0
-        assert torch.equal(both[0], both[1])
-        torch.testing.assert_close(dataset[Draw(0, (key,))][0], both)
-        seen.append(to_picture(both[0]))
+        first, second = (
+            cut_or_resize(pixels, np.random.default_rng((key,)), size=(16, 8), crop=True, flip=True) for _ in range(2)
+        )
+        assert first.shape == (3, 16, 8)
+        assert torch.equal(first, second)
+        seen.append(to_picture(first))
     assert len({picture.tobytes() for picture in seen}) > 8
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (16, 8, 3)).reshape(-1, 16, 8, 3)
-    found = {cut.tobytes() for cut in windows} | {cut[:, ::-1].tobytes() for cut in windows}
-    assert all(picture.tobytes() in found for picture in seen)
+    cuts = {cut.tobytes() for cut in windows}
+    flipped = {cut[:, ::-1].tobytes() for cut in windows}
+    assert all(picture.tobytes() in cuts | flipped for picture in seen)
+    assert any(picture.tobytes() in cuts for picture in seen) and any(picture.tobytes() in flipped for picture in seen)
+
+
+def test_both_pictures_of_a_pair_are_cut_and_flipped_alike(cfg):
+    folder = Path(cfg.BBDM.PAIRS_DIR)
+    for number in range(9):  # the same picture by both sensors
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+        for name in ("opt_256_oc_0.2", "sar_256_oc_0.2"):
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    cfg = load_cfg(None, [*cfg_words(folder), "BBDM.CROP", "True", "BBDM.FLIP", "True"])
+    loader = build_train_loader(cfg, read_registered_pairs(folder).train, device_type="cpu")
+    seen = set()
+    for epoch in range(3):
+        loader.batch_sampler.set_epoch(epoch)
+        for batch in loader:
+            optical, sar = batch.images.chunk(2)
+            assert torch.equal(optical, sar)
+            first, second = batch.indices.chunk(2)
+            assert torch.equal(first + 1, second)
+            seen |= {picture.numpy().tobytes() for picture in optical}
+    assert len(seen) == 3 * 8, "another cut each epoch"
 
 
 def test_pictures_survive_the_way_to_tensors_and_back():
@@ -162,11 +184,15 @@ def test_pictures_survive_the_way_to_tensors_and_back():
     assert to_picture(torch.tensor([[[[-7.0, 7.0]]]]).expand(1, 3, 1, 2)).tolist() == [[[[0, 0, 0], [255, 255, 255]]]]
 
 
+def cfg_words(folder):
+    settings = ["BBDM.IMAGE_SIZE", "[8, 8]", "SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0"]
+    return ["BBDM.PAIRS_DIR", str(folder), *settings]
+
+
 @pytest.fixture
 def cfg(tmp_path):
     write_pairs(tmp_path / "pairs", [f"{i}.png" for i in range(9)])
-    settings = ["BBDM.IMAGE_SIZE", "[8, 8]", "SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0"]
-    return load_cfg(None, ["BBDM.PAIRS_DIR", str(tmp_path / "pairs"), *settings])
+    return load_cfg(None, cfg_words(tmp_path / "pairs"))
 
 
 def test_two_processes_share_the_pairs_of_one(cfg):
@@ -179,7 +205,9 @@ def test_two_processes_share_the_pairs_of_one(cfg):
 
     alone, first, second = epoch(0, 1), epoch(0, 2), epoch(1, 2)
     assert len(alone) == 2
-    assert alone == [a + b for a, b in zip(first, second, strict=True)]
+    for whole, *shares in zip(alone, first, second, strict=True):
+        optical = [index for share in shares for index in share[: len(share) // 2]]
+        assert whole == optical + [index + 1 for index in optical]
 
 
 def test_validation_drops_no_pair(cfg):
@@ -190,19 +218,21 @@ def test_validation_drops_no_pair(cfg):
         for batch in build_validation_loader(cfg, pairs, device_type="cpu", rank=rank, world_size=2)
         for index in batch.indices.tolist()
     ]
-    assert sorted(seen) == list(range(9))
+    assert sorted(seen) == list(range(2 * 9))
 
 
 def test_a_damaged_picture_is_named(cfg):
     pairs = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
-    content = pairs[5].sar.read_bytes()
-    pairs[5].sar.write_bytes(content[: len(content) // 2])
+    content = pairs[5].sar.path.read_bytes()
+    pairs[5].sar.path.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"5\.png"):
         list(build_validation_loader(cfg, pairs, device_type="cpu"))
 
 
-def test_pictures_too_small_to_cut_are_named(tmp_path, cfg):
+def test_pictures_too_small_to_cut_are_named(cfg):
     pairs = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
-    dataset = PairDataset(pairs, (16, 16), render_percentile, crop=True)
-    assert isinstance(dataset[0], DataError)
-    assert "0.png is 6 x 8, too small" in str(dataset[0])
+    large = [*cfg_words(cfg.BBDM.PAIRS_DIR), "BBDM.IMAGE_SIZE", "[16, 16]"]
+    with pytest.raises(DataError, match=r"0\.png is 6 x 8, too small to cut BBDM\.IMAGE_SIZE \[16, 16\]; set BBDM\.CROP False"):
+        list(build_validation_loader(load_cfg(None, [*large, "BBDM.CROP", "True"]), pairs, device_type="cpu"))
+    loader = build_validation_loader(load_cfg(None, [*large, "BBDM.CROP", "False"]), pairs, device_type="cpu")
+    assert [len(batch.images) for batch in loader] == [8, 8, 2]

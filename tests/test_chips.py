@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
 from datasets import chips
-from datasets.chips import read_chip, read_optical, read_sar, read_shape, size_triple
+from datasets.chips import read_chip, read_header, read_optical, read_sar, size_triple
 from datasets.records import Chip, Modality
 from datasets.sar import render_max, render_percentile
 from tests.chip_files import optical_pixels, sar_values, write_chip
@@ -47,7 +47,7 @@ def test_an_optical_chip_of_the_same_metres_has_the_same_size_as_a_sar_chip():
 def test_lossless_optical_chips_come_out_as_written(tmp_path, suffix):
     path = write_chip(tmp_path / f"0001_RGB{suffix}", seed=3)
     np.testing.assert_array_equal(read_optical(path), optical_pixels(3), strict=True)
-    assert read_shape(path) == (24, 60)
+    assert read_header(path) == ((24, 60), True)
 
 
 def test_a_float_sar_chip_comes_out_as_written(tmp_path):
@@ -152,7 +152,7 @@ def test_several_pages_are_refused(tmp_path, kind):
     pages = [Image.fromarray(optical_pixels(i) if kind == "RGB" else sar_values(i)) for i in range(3)]
     pages[0].save(path, save_all=True, append_images=pages[1:])
     refused(path, READERS[kind], "3 pages")
-    refused(path, read_shape, "3 pages")
+    refused(path, read_header, "3 pages")
 
 
 @pytest.mark.parametrize("kind", READERS)

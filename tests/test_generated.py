@@ -204,7 +204,7 @@ def test_a_chip_that_has_another_size_than_its_samples_is_refused_when_it_is_rea
     source = find(store, chips[:2]).samples[chips[1].path][0].source
     assert read_chip(source, render_percentile).shape == (21, 9, 3)
     Image.new("RGB", (9, 22)).save(chips[1].path)
-    with pytest.raises(DataError, match=r"0002_b_RGB\.tif has 9 x 22 pixels; its samples were made from a chip of 9 x 21"):
+    with pytest.raises(DataError, match=r"0002_b_RGB\.tif has 9 x 22 pixels and should have 9 x 21: .*make them again"):
         read_chip(source, render_percentile)
 
 

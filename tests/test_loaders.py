@@ -15,7 +15,7 @@ from datasets.chips import size_triple
 from datasets.hoss import read_hoss
 from datasets.loaders import build_test_loader, build_train_loader
 from datasets.records import Batch, Chip, Modality
-from datasets.transforms import TestTransform
+from datasets.transforms import prepare
 from tests.chip_files import optical_pixels, write_hoss
 from utils.errors import DataError
 
@@ -157,8 +157,8 @@ def test_generated_pictures_have_modality_sar_and_the_size_of_their_source(data,
     expected = torch.from_numpy(size_triple(24, 60, Modality.OPTICAL)).float().expand(4, 3)
     torch.testing.assert_close(batch.sizes, expected, rtol=0, atol=0)
     cfg = make_cfg()
-    transform = TestTransform(cfg.INPUT.SIZE_TEST, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
-    expected = transform(optical_pixels(0, height=256, width=256))
+    shape = {"size": tuple(cfg.INPUT.SIZE_TEST), "mean": cfg.INPUT.PIXEL_MEAN, "std": cfg.INPUT.PIXEL_STD}
+    expected = prepare(optical_pixels(0, height=256, width=256), **shape)
     torch.testing.assert_close(batch.images[1], expected, rtol=0, atol=0)  # read as RGB, not stretched again
 
 

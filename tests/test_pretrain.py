@@ -10,10 +10,9 @@ from torch import nn
 
 import train
 import train_pair
-from datasets.loaders import KeyedBatches
+from datasets.loaders import build_pair_loader
 from datasets.pairs import read_optisar_pairs
 from datasets.records import Batch
-from datasets.samplers import PairSampler
 from loss.criterion import ContrastiveCriterion
 from loss.terms import pair_logits, symmetric_contrastive
 from model.build import build_model
@@ -75,8 +74,8 @@ def trainer_of(part: int, drop_path: float = 0.3) -> PairTrainer:
 def test_pairs_of_the_released_layout_are_joined_by_folder_and_id(tmp_path):
     pairs = read_optisar_pairs(write_pairs(tmp_path))
     assert len(pairs) == 12
-    assert all(pair.optical.parent == pair.sar.parent for pair in pairs)
-    assert all(pair.optical.name.split("_")[1] == pair.sar.name.split("_")[1] for pair in pairs)
+    assert all(pair.optical.path.parent == pair.sar.path.parent for pair in pairs)
+    assert all(pair.optical.path.name.split("_")[1] == pair.sar.path.name.split("_")[1] for pair in pairs)
 
 
 @pytest.mark.parametrize(
@@ -94,31 +93,22 @@ def test_uneven_and_odd_names_are_listed(tmp_path, name, message):
         read_optisar_pairs(root)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_batch_holds_optical_images_then_their_sar_images(world_size):
-    seen = []
-    for rank in range(world_size):
-        sampler = PairSampler(10, batch_size=8, seed=1, rank=rank, world_size=world_size)
-        sampler.set_epoch(3)
-        for batch in sampler:
-            optical, sar = np.split(np.array(batch), 2)
-            assert (optical % 2 == 0).all()
-            assert (sar == optical + 1).all()
-            seen += batch
-    assert len(seen) == len(set(seen)) == 16
+def test_a_batch_of_half_pairs_is_a_wrong_call(tmp_path):
+    pairs = read_optisar_pairs(write_pairs(tmp_path))
+    with pytest.raises(UsageError, match="IMS_PER_BATCH 7 is no whole number of pairs"):
+        build_pair_loader(tiny_cfg(SOLVER__IMS_PER_BATCH=7, DATALOADER__NUM_INSTANCE=1), pairs)
+    with pytest.raises(UsageError, match="whole number of pairs for each of 2"):
+        build_pair_loader(tiny_cfg(SOLVER__IMS_PER_BATCH=6, DATALOADER__NUM_INSTANCE=1), pairs, world_size=2)
 
 
-def test_the_augmentation_of_a_pair_does_not_depend_on_the_number_of_processes():
-    def draws(world_size):
-        samplers = [PairSampler(10, batch_size=8, seed=1, rank=rank, world_size=world_size) for rank in range(world_size)]
-        return {draw for sampler in samplers for batch in KeyedBatches(sampler) for draw in batch}
-
-    assert draws(1) == draws(2)
-
-
-def test_a_batch_of_half_pairs_is_a_wrong_call():
-    with pytest.raises(UsageError, match="whole number of pairs"):
-        PairSampler(10, batch_size=6, seed=0, world_size=2)
+def test_sar_pictures_of_8_bits_are_read_as_they_are_and_others_are_rendered(tmp_path):
+    pairs = read_optisar_pairs(write_pairs(tmp_path, count=2, folders=("a",)))
+    assert [pair.sar.rendered for pair in pairs] == [True, True]
+    Image.fromarray(np.ones((32, 32), np.float32)).save(pairs[0].sar.path.with_suffix(".tif"))
+    pairs[0].sar.path.unlink()
+    pairs = read_optisar_pairs(tmp_path)
+    assert [pair.sar.rendered for pair in pairs] == [False, True]
+    assert not any(pair.optical.rendered for pair in pairs)
 
 
 def test_the_term_is_small_only_for_the_right_pairs():

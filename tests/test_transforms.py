@@ -1,5 +1,7 @@
 """Pictures to tensors: sizes, arithmetic, and that every random choice comes from the generator that is given."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.transforms import ERASED_AREA, ERASED_ASPECT, TestTransform, TrainTransform, erase_box, normalise, pad_and_crop
+from datasets.transforms import ERASED_AREA, ERASED_ASPECT, augment, erase_box, normalise, pad_and_crop, prepare
 from tests.chip_files import optical_pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def train_transform(size=(32, 16), *, flip=0.0, padding=0, erasing=0.0) -> TrainTransform:
-    return TrainTransform(size, MEAN, STD, flip_probability=flip, padding=padding, erasing_probability=erasing)
+def train_transform(size=(32, 16), *, flip=0.0, padding=0, erasing=0.0):
+    chances = {"flip_probability": flip, "padding": padding, "erasing_probability": erasing}
+    return partial(augment, size=size, mean=MEAN, std=STD, **chances)
+
+
+def plain_transform(size=(32, 16)):
+    return partial(prepare, size=size, mean=MEAN, std=STD)
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -30,7 +37,7 @@ def test_normalising_worked_by_hand():
 @pytest.mark.parametrize("size", [(256, 128), (8, 8), (40, 100)])
 def test_test_transform_is_a_bilinear_resize(size):
     pixels = optical_pixels()
-    image = TestTransform(size, MEAN, STD)(pixels)
+    image = plain_transform(size)(pixels)
     assert image.shape == (3, *size)
     assert image.dtype == torch.float32
     resized = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR)) / 255
@@ -47,7 +54,7 @@ def test_training_without_chance_is_a_bicubic_resize():
 
 def test_arrays_and_pillow_images_are_the_same_picture():
     pixels = optical_pixels()
-    for transform in (TestTransform((32, 16), MEAN, STD), train_transform(flip=0.5, padding=3, erasing=0.5)):
+    for transform in (plain_transform(), train_transform(flip=0.5, padding=3, erasing=0.5)):
         first, second = (transform(picture, generator(1)) for picture in (pixels, Image.fromarray(pixels)))
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
@@ -122,6 +129,6 @@ def test_the_generator_decides_all():
 def test_chips_of_any_size_give_the_same_shape(height, width):
     pixels = optical_pixels(height=height, width=width)
     transform = train_transform((32, 16), flip=0.5, padding=10, erasing=0.5)
-    for image in (transform(pixels, generator()), TestTransform((32, 16), MEAN, STD)(pixels)):
+    for image in (transform(pixels, generator()), plain_transform()(pixels)):
         assert image.shape == (3, 32, 16)
         assert image.isfinite().all()

@@ -19,10 +19,10 @@ from torch.nn import functional
 
 from configs import load_cfg
 from datasets.chips import read_chip
-from datasets.loaders import build_test_loader
+from datasets.loaders import build_rendering, build_test_loader
 from datasets.modality import find_modality, list_images
 from datasets.records import DISTRACTOR, Chip, Modality, Split
-from datasets.sar import SarRendering, build_sar_rendering
+from datasets.sar import SarRendering
 from model.build import build_model
 from model.pretrained import load_weights
 from processor.features import extract_features
@@ -213,9 +213,8 @@ def main(arguments: Sequence[str]) -> None:
     write_text(args.output / "ranking.csv", format_csv(lists))
     write_json(args.output / "prediction.json", prediction(lists))
     if args.sheets:
-        rendering = build_sar_rendering(cfg.INPUT.SAR_DENOISE, low=cfg.INPUT.SAR_LOW_PERCENT, high=cfg.INPUT.SAR_HIGH_PERCENT)
         best = [RankedList(ranked.query, ranked.found[:10], ranked.distances[:10]) for ranked in lists]
-        write_sheets(args.output / "sheets", best, rendering)
+        write_sheets(args.output / "sheets", best, build_rendering(cfg))
     print(f"{len(query)} queries ranked against {len(gallery)} gallery pictures: {args.output}")
 
 
