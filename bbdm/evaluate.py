@@ -1,8 +1,8 @@
 """Compare generated with real SAR pictures: `python -m bbdm.evaluate --config_file FILE BBDM.WEIGHT FILE [KEY VALUE ...]`."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,77 +12,39 @@ from torch import Tensor
 
 from bbdm import measures
 from bbdm.data import build_pairs, build_validation_loader
+from bbdm.drawing import build_batch_size, build_sampling_model, draw
 from bbdm.embedding import train_embedding
-from bbdm.model import BridgeModel, SamplerSettings, build_model, build_sampler_settings
-from bbdm.noise import sample_seed, seeded_normal
-from configs import load_cfg
-from configs.command import config_parser
+from bbdm.model import build_sampler_settings
+from configs.command import config_parser, open_command
 from datasets.pairs import Pair, PairLists
+from processor.ranking.intervals import MEASURE_METHOD, METHOD, Interval, mean_interval, measure_interval
 from utils import checkpoint, cli
-from utils.device import build_device, build_precision
-from utils.errors import DataError, UsageError
+from utils.errors import DataError
 from utils.files import write_json
-from utils.log import make_output_dir, progress, setup_logging, table
+from utils.log import make_output_dir, progress, table
 
 logger = logging.getLogger(__name__)
 
-RESAMPLES = 2000
+NEEDS = {"BBDM.WEIGHT": "the checkpoint of a bridge"}
+"""Keys that a comparison cannot do without."""
 
 LOWER_IS_BETTER = ("L1", "histogram", "contrast", "spectrum", "features", "rank")
 HIGHER_IS_BETTER = ("SSIM", "diversity", "top1")
+LOWEST = {"SSIM": -1.0, "rank": 1.0}
+"""Least value of a measure, where that is not 0."""
+
+Figures = dict[str, dict[str, Interval]]
+"""Kind of pictures -> measure -> its mean over places and the 95 % interval of that."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A measure's mean over places, and the range of its 95 % bootstrap over places.
-
-    Attributes:
-        mean: over pictures.
-        low: 2.5th percentile.
-        high: 97.5th percentile.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-
-def draw(
-    model: BridgeModel,
-    pictures: Sequence[Tensor],
-    names: Sequence[str],
-    settings: SamplerSettings,
-    *,
-    count: int,
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-) -> Tensor:
-    """Draw `count` samples of each optical picture (3, H, W) in [-1, 1]: (N, K, H, W) grey in 0..1, on the CPU."""
-    jobs = [(index, k) for index in range(len(pictures)) for k in range(count)]
-    samples = []
-    with progress(-(-len(jobs) // batch_size) * settings.steps, "sampling", unit="call") as bar:
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
-            optical = torch.stack([pictures[index] for index, _ in batch]).to(device)
-            seeds = torch.tensor([sample_seed(seed, names[index], k) for index, k in batch], device=device)
-            shape = model.state_shape(optical)[1:]
-            noise = lambda step, seeds=seeds, shape=shape: seeded_normal(seeds, step, shape)  # noqa: E731
-            samples.append(measures.to_grey(model.sample(optical, settings, noise, on_call=bar.update)).cpu())
-    return torch.cat(samples).unflatten(0, (len(pictures), count))
-
-
-def compare(
-    samples: Tensor, real: Tensor, places: Sequence[str], embed: Callable[[Tensor], Tensor], *, resamples: int = RESAMPLES
-) -> dict[str, Figure]:
+def compare(samples: Tensor, real: Tensor, places: Sequence[str], embed: Callable[[Tensor], Tensor]) -> dict[str, Interval]:
     """Every measure of samples against real SAR pictures of the same places.
 
     Args:
         samples: (N, K, H, W) grey in 0..1; a baseline has K = 1.
         real: (N, H, W).
-        places: of each picture; intervals come from resampling places.
+        places: of each picture; pictures of a place are not independent, which makes intervals wider.
         embed: pictures (N, H, W) -> features (N, D).
-        resamples: of the bootstrap.
 
     Returns:
         By name. L1 and SSIM are of the mean of the K samples, the others of single samples. `rank` is that of the nearest real
@@ -105,19 +67,14 @@ def compare(
     values = {"L1": measures.l1(mean, real), "SSIM": measures.ssim(mean, real)}
     values |= {name: value.view(-1, count).mean(dim=1) for name, value in single_values.items()}
     values["diversity"] = measures.diversity(samples)
-    return {name: bootstrap(value.numpy(), number.numpy(), resamples=resamples) for name, value in values.items()}
+    top1 = mean_interval(values.pop("top1"), number)
+    return {
+        **{name: measure_interval(value, number, lowest=LOWEST.get(name, 0.0)) for name, value in values.items()},
+        "top1": top1,
+    }
 
 
-def bootstrap(values: np.ndarray, places: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Figure:
-    """Mean of `values` (N,) with its 95 % range over resampled `places` (N,) int."""
-    sums, sizes = np.bincount(places, values), np.bincount(places)
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (resamples, len(sums)))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Figure(float(values.mean()), float(low), float(high))
-
-
-def verdict(figures: dict[str, dict[str, Figure]]) -> list[str]:
+def verdict(figures: Figures) -> list[str]:
     """Sentences that say where the generated pictures do not beat both baselines."""
     lost = []
     for name in (*LOWER_IS_BETTER, "SSIM", "top1"):
@@ -132,9 +89,7 @@ def verdict(figures: dict[str, dict[str, Figure]]) -> list[str]:
     return lost or ["generated pictures beat both baselines in every measure"]
 
 
-def build_comparison(
-    cfg, device: torch.device, *, embed: Callable[[Tensor], Tensor] | None = None
-) -> dict[str, dict[str, Figure]]:
+def build_comparison(cfg, device: torch.device, *, embed: Callable[[Tensor], Tensor] | None = None) -> Figures:
     """Sample the held-out pairs of BBDM.PAIRS and compare: generated pictures and the two baselines.
 
     Args:
@@ -143,26 +98,16 @@ def build_comparison(
         embed: SAR pictures (N, H, W) in 0..1 -> features (N, D); by default a small network trained contrastively on the SAR
             pictures of the training places.
     """
-    if not cfg.BBDM.WEIGHT:
-        raise UsageError("BBDM.WEIGHT is empty; name the checkpoint of a bridge")
     settings = build_sampler_settings(cfg)
     pairs: PairLists = build_pairs(cfg)
     if not pairs.validation:
         raise DataError("no pair is held out; set BBDM.HOLD_OUT_EVERY as in training, or give val/ folders")
-    model = build_model(cfg, device, build_precision(cfg, device), weights=cfg.BBDM.WEIGHT)
-    model.network.eval().requires_grad_(False)
+    model = build_sampling_model(cfg, device)
     held_out, train = (_read(cfg, part) for part in (pairs.validation, pairs.train))
-    names = [pair.optical.path.name for pair in pairs.validation]
-    samples = draw(
-        model,
-        held_out[:, 0],
-        names,
-        settings,
-        count=cfg.BBDM.SAMPLE_NUM,
-        seed=cfg.SOLVER.SEED,
-        batch_size=cfg.BBDM.SAMPLE_BATCH,
-        device=device,
-    )
+    count, batch_size = cfg.BBDM.SAMPLE_NUM, build_batch_size(cfg, device)
+    jobs = [(pair.optical.path.name, k) for pair in pairs.validation for k in range(count)]
+    drawn = draw(model, jobs, lambda job: held_out[job // count, 0], settings, seed=cfg.SOLVER.SEED, batch_size=batch_size)
+    samples = torch.stack([measures.to_grey(picture) for picture in drawn]).unflatten(0, (-1, count))
     optical, real = measures.to_grey(held_out[:, 0]), measures.to_grey(held_out[:, 1])
     known = measures.to_grey(train[:, 1])
     embed = embed or train_embedding(known, seed=cfg.SOLVER.SEED)
@@ -182,7 +127,7 @@ def _read(cfg, pairs: Sequence[Pair]) -> Tensor:
     return torch.cat(read)
 
 
-def build_report(cfg, figures: dict[str, dict[str, Figure]], *, features: str) -> dict[str, Any]:
+def build_report(cfg, figures: Figures, *, features: str) -> dict[str, Any]:
     """The content of evaluation.json: figures of `build_comparison`, verdict, and what they depend on.
 
     Args:
@@ -195,17 +140,27 @@ def build_report(cfg, figures: dict[str, dict[str, Figure]], *, features: str) -
         "sampler": asdict(build_sampler_settings(cfg)),
         "samples_per_image": cfg.BBDM.SAMPLE_NUM,
         "features": features,
-        "figures": {name: {key: asdict(figure) for key, figure in values.items()} for name, values in figures.items()},
+        "interval": f"95 %, over places: {MEASURE_METHOD}; of top1: {METHOD}",
+        "figures": {name: {key: _ends(interval) for key, interval in values.items()} for name, values in figures.items()},
         "verdict": verdict(figures),
     }
 
 
-def publish(report: dict[str, Any], folder: Path) -> None:
+def _ends(interval: Interval) -> dict[str, float | None]:
+    """Mean and both ends; None for the end that pictures of a single place leave open."""
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high if np.isfinite(interval.high) else None}
+
+
+def publish(report: Mapping[str, Any], folder: Path) -> None:
     """Log the table and verdict of a report, and write it to evaluation.json of `folder`."""
-    columns = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER)
-    rows = [[name, *(f"{values[key]['mean']:.4f}" for key in columns)] for name, values in report["figures"].items()]
-    arrows = [f"{column} {'-' if column in LOWER_IS_BETTER else '+'}" for column in columns]
-    logger.info("%s\n(-: lower is better, +: higher; features: %s)", table(["pictures", *arrows], rows), report["features"])
+
+    def cell(figure: Mapping[str, float | None]) -> str:
+        return f"{figure['mean']:.4f} ({figure['low']:.4f}-{'?' if figure['high'] is None else format(figure['high'], '.4f')})"
+
+    figures = report["figures"]
+    signs = {**dict.fromkeys(LOWER_IS_BETTER, "-"), **dict.fromkeys(HIGHER_IS_BETTER, "+")}
+    rows = [[f"{key} {sign}", *(cell(values[key]) for values in figures.values())] for key, sign in signs.items()]
+    logger.info("%s\n(-: lower is better, +: higher; features: %s)", table(["", *figures], rows), report["features"])
     for sentence in report["verdict"]:
         logger.info("%s", sentence)
     write_json(folder / "evaluation.json", report)
@@ -219,13 +174,11 @@ def main(arguments: Sequence[str]) -> None:
         "does the same in the feature space of a re-identification network.",
         "python -m bbdm.evaluate --config_file configs/bbdm_qxs.yml BBDM.WEIGHT logs/bbdm_qxs/bridge_100.pth OUTPUT_DIR out",
     )
-    options = parser.parse_intermixed_args(arguments)
-    setup_logging()
-    cfg = load_cfg(options.config_file, options.overrides)
-    folder = make_output_dir(cfg.OUTPUT_DIR)
-    figures = build_comparison(cfg, build_device(cfg))
-    space = "a small network trained contrastively on the SAR pictures of the training places"
-    publish(build_report(cfg, figures, features=space), folder)
+    with open_command(parser, arguments, needs=NEEDS) as command:
+        folder = make_output_dir(command.cfg.OUTPUT_DIR)
+        figures = build_comparison(command.cfg, command.device)
+        space = "a small network trained contrastively on the SAR pictures of the training places"
+        publish(build_report(command.cfg, figures, features=space), folder)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from processor.ranking.retrieval import rank_features
+
 SPECKLE_WINDOW = 7
-SSIM_SIGMA = 1.5
+SSIM_BORDER = 5
+SSIM_BATCH = 64
 
 
 def to_grey(pictures: Tensor) -> Tensor:
@@ -26,20 +29,18 @@ def l1(first: Tensor, second: Tensor) -> Tensor:
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004; Gaussian window of 11 pixels): (N, H, W) twice -> (N,), 1 for equal pictures."""
-    offsets = torch.arange(-5, 6, dtype=torch.float32)
-    line = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    window = (line[:, None] * line[None]) / line.sum() ** 2
+    """Structural similarity (Wang et al. 2004; Gaussian window of 11 pixels, sigma 1.5): (N, H, W) twice -> (N,).
 
-    def blur(pictures: Tensor) -> Tensor:
-        return F.conv2d(pictures[:, None], window[None, None])[:, 0]
+    1 for equal pictures. As in the paper, windows that reach over the border count for nothing; a side has at least 11 pixels.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure  # two seconds that only evaluation needs
 
-    mean_1, mean_2 = blur(first), blur(second)
-    variance_1, variance_2 = blur(first**2) - mean_1**2, blur(second**2) - mean_2**2
-    covariance = blur(first * second) - mean_1 * mean_2
-    c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)
-    return (similarity / ((mean_1**2 + mean_2**2 + c1) * (variance_1 + variance_2 + c2))).mean(dim=(1, 2))
+    means = []
+    for parts in zip(first[:, None].split(SSIM_BATCH), second[:, None].split(SSIM_BATCH), strict=True):
+        pair = (part.double() for part in parts)  # the variance of a smooth picture is lost in the rounding of float32
+        _, local = structural_similarity_index_measure(*pair, sigma=1.5, data_range=1.0, reduction=None, return_full_image=True)
+        means.append(local[:, 0, SSIM_BORDER:-SSIM_BORDER, SSIM_BORDER:-SSIM_BORDER].mean(dim=(1, 2)))
+    return torch.cat(means).float()
 
 
 def histogram_distance(first: Tensor, second: Tensor) -> Tensor:
@@ -94,9 +95,12 @@ def diversity(samples: Tensor) -> Tensor:
 def match_ranks(queries: Tensor, gallery: Tensor, query_places: Tensor, gallery_places: Tensor) -> Tensor:
     """Rank, from 1, of the nearest gallery feature of a query's own place: (Q, D), (G, D), (Q,), (G,) -> (Q,) int64.
 
-    Features are compared by cosine. Every query needs a match.
+    Features are compared by cosine, and ranked as those of ships are: of equally near ones, the gallery's first comes first, so
+    that features that are all alike rank as chance does. Places count from 0, and every query needs a match.
+
+    Raises:
+        DataError: a feature is not finite.
     """
-    similarity = F.normalize(queries, dim=1) @ F.normalize(gallery, dim=1).T
-    matches = query_places[:, None] == gallery_places[None]
-    best = similarity.masked_fill(~matches, -2.0).max(dim=1, keepdim=True).values
-    return ((similarity > best) & ~matches).sum(dim=1) + 1
+    queries, gallery = F.normalize(queries, dim=1), F.normalize(gallery, dim=1)
+    result = rank_features(queries, gallery, query_ids=query_places, gallery_ids=gallery_places)
+    return torch.from_numpy(result.first_match)

@@ -1,20 +1,18 @@
 """Make pseudo-SAR pictures of optical test chips: `python -m bbdm.sample --config_file FILE BBDM.WEIGHT FILE [KEY VALUE]`."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from bbdm.data import layout_of, to_picture, to_tensor
-from bbdm.model import BridgeModel, SamplerSettings, build_model, build_sampler_settings
-from bbdm.noise import sample_seed, seeded_normal
-from configs import load_cfg
-from configs.command import config_parser
+from bbdm.data import to_picture, to_tensor
+from bbdm.drawing import build_batch_size, build_sampling_model, draw
+from bbdm.model import SamplerSettings, build_sampler_settings
+from configs.command import config_parser, open_command
 from datasets.chips import read_header, read_optical
 from datasets.generated import SampleStore, SamplingRun, open_store
 from datasets.hoss import read_hoss
@@ -22,9 +20,9 @@ from datasets.records import Chip, Modality, Split
 from datasets.transforms import resize
 from datasets.validation import build_validation_data
 from utils import checkpoint, cli, distributed
-from utils.device import Precision, build_device, find_precision
-from utils.errors import CheckpointError, DataError, UsageError
-from utils.log import make_output_dir, progress, setup_logging
+from utils.device import Precision
+from utils.errors import DataError, UsageError
+from utils.log import make_output_dir
 
 logger = logging.getLogger(__name__)
 
@@ -64,59 +62,6 @@ def build_sources(cfg) -> list[Chip]:
     return [replace(chip, size=read_header(chip.path)[0]) for chip in chips]
 
 
-def draw_samples(
-    model: BridgeModel,
-    jobs: Sequence[Job],
-    settings: SamplerSettings,
-    *,
-    seed: int,
-    size: Sequence[int],
-    batch_size: int,
-    device: torch.device,
-    on_call: Callable[[], object] = lambda: None,
-) -> Iterator[tuple[Chip, int, NDArray[np.uint8]]]:
-    """Draw the sample of each job; its noise follows from (seed, file name, k) alone.
-
-    Args:
-        model: on `device`, with the network to sample from, in eval mode.
-        jobs: what to make.
-        settings: the sampler.
-        seed: the global seed.
-        size: (rows, columns) of the network's pictures.
-        batch_size: samples that go through the network together. The last batch is filled up, since the shape decides how sums
-            are rounded, and so whether pictures come out the same to the bit.
-        device: of the model.
-        on_call: called after each call of the network.
-
-    Yields:
-        Source, k and the picture (height, width, 3) uint8 of the source's own size, in the order of `jobs`.
-
-    Raises:
-        DataError: a chip cannot be read.
-        CheckpointError: the weights give numbers that are not finite.
-    """
-    for start in range(0, len(jobs), batch_size):
-        own = jobs[start : start + batch_size]
-        batch = [*own, *own[-1:] * (batch_size - len(own))]
-        chips = [resize(read_optical(source.path), tuple(size), Image.Resampling.BILINEAR) for source, _ in batch]
-        optical = to_tensor(np.stack(chips)).to(device, memory_format=layout_of(device))
-        seeds = torch.tensor([sample_seed(seed, source.path.name, k) for source, k in batch], device=device)
-        noise = _noise(seeds, model.state_shape(optical)[1:])
-        drawn = model.sample(optical, settings, noise, on_call=on_call)
-        if not drawn.isfinite().all():
-            names = ", ".join(dict.fromkeys(source.path.name for source, _ in own))
-            raise CheckpointError(
-                f"BBDM.WEIGHT gives pictures that are not finite for {names}; set SOLVER.AMP off, or train again"
-            )
-        generated = to_picture(drawn)
-        for (source, k), picture in zip(own, generated, strict=False):
-            yield source, k, resize(picture, source.size[::-1], Image.Resampling.BICUBIC)
-
-
-def _noise(seeds: torch.Tensor, shape: Sequence[int]) -> Callable[[int], torch.Tensor]:
-    return lambda step: seeded_normal(seeds, step, shape)
-
-
 def build_run(cfg, settings: SamplerSettings, precision: Precision) -> SamplingRun:
     """What decides the pixels of the samples; of the checkpoints, their SHA-256."""
     model = {key: cfg.BBDM[key] for key in MODEL_KEYS}
@@ -150,33 +95,22 @@ def build_and_sample(cfg, device: torch.device) -> None:
     unknown = [split for split in cfg.BBDM.SPLITS if split not in SPLITS]
     if unknown:
         raise UsageError(f"BBDM.SPLITS names {', '.join(unknown)}; splits are {', '.join(SPLITS)}")
-    if not cfg.BBDM.WEIGHT:
-        raise UsageError("BBDM.WEIGHT is empty; name the checkpoint of a bridge, such as logs/bbdm_hoss/bridge_250.pth")
     settings = build_sampler_settings(cfg)
     sources = build_sources(cfg)
-    # As the ReID test, sampling is in float32 unless the call asks for less: the first steps divide by small numbers.
-    precision = find_precision("off" if cfg.SOLVER.AMP == "auto" else cfg.SOLVER.AMP, device)
-    model = build_model(cfg, device, precision, weights=cfg.BBDM.WEIGHT)
-    model.network.eval().requires_grad_(False)
+    model = build_sampling_model(cfg, device)
     folder = make_output_dir(cfg.OUTPUT_DIR)
-    store, jobs = open_shared_store(folder, build_run(cfg, settings, precision), sources, cfg.dump())
+    store, jobs = open_shared_store(folder, build_run(cfg, settings, model.precision), sources, cfg.dump())
     total = len(sources) * cfg.BBDM.SAMPLE_NUM
     logger.info("%d optical chips, %d samples, %d of them already in %s", len(sources), total, total - len(jobs), folder)
     own = jobs[distributed.rank() :: distributed.world_size()]
-    together = cfg.BBDM.SAMPLE_BATCH if device.type == "cuda" else 1  # a CPU gains nothing by more, and so no bit depends on it
-    batches = -(-len(own) // together)
-    with progress(batches * settings.steps, "sampling", unit="call") as bar:
-        for source, k, picture in draw_samples(
-            model,
-            own,
-            settings,
-            seed=cfg.SOLVER.SEED,
-            size=cfg.BBDM.IMAGE_SIZE,
-            batch_size=together,
-            device=device,
-            on_call=bar.update,
-        ):
-            store.write(source, k, picture)
+
+    def read(place: int) -> Tensor:
+        return to_tensor(resize(read_optical(own[place][0].path), tuple(cfg.BBDM.IMAGE_SIZE), Image.Resampling.BILINEAR))
+
+    names = [(source.path.name, k) for source, k in own]
+    drawing = {"seed": cfg.SOLVER.SEED, "batch_size": build_batch_size(cfg, device)}
+    for (source, k), drawn in zip(own, draw(model, names, read, settings, **drawing), strict=True):
+        store.write(source, k, resize(to_picture(drawn), source.size[::-1], Image.Resampling.BICUBIC))
     distributed.barrier()
     logger.info("all samples are in %s", folder)
 
@@ -188,12 +122,9 @@ def main(arguments: Sequence[str]) -> None:
         "Make K pseudo-SAR pictures of every optical test chip. A run that stopped goes on with what is missing.",
         "python -m bbdm.sample --config_file configs/bbdm_hoss.yml BBDM.WEIGHT logs/bbdm_hoss/bridge_250.pth OUTPUT_DIR out",
     )
-    options = parser.parse_intermixed_args(arguments)
-    setup_logging()
-    cfg = load_cfg(options.config_file, options.overrides)
-    device = build_device(cfg)
-    with distributed.process_group(device):
-        build_and_sample(cfg, device)
+    needs = {"BBDM.WEIGHT": "the checkpoint of a bridge, such as logs/bbdm_hoss/bridge_250.pth"}
+    with open_command(parser, arguments, needs=needs) as command:
+        build_and_sample(command.cfg, command.device)
 
 
 if __name__ == "__main__":

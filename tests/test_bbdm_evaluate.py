@@ -9,9 +9,11 @@ from PIL import Image
 
 from bbdm import evaluate, measures, train, train_first_stage
 from bbdm.embedding import train_embedding
-from bbdm.evaluate import Figure, bootstrap, compare, verdict
+from bbdm.evaluate import compare, verdict
 from bbdm.first_stage import make_first_stage
 from bbdm.train_first_stage import reconstruct, revive_codes
+from configs import load_cfg
+from processor.ranking.intervals import Interval, measure_interval
 from utils.device import Precision
 from utils.errors import DataError, UsageError
 
@@ -70,13 +72,49 @@ def test_ranks_count_the_wrong_places_before_the_first_right_one():
     assert ranks.tolist() == [1, 3]
 
 
-def test_bootstrap_resamples_places():
-    alike = bootstrap(np.array([1.0, 1.0, 1.0, 1.0]), np.array([0, 0, 1, 1]))
-    assert (alike.mean, alike.low, alike.high) == (1.0, 1.0, 1.0)
-    values, places = np.repeat([0.0, 1.0] * 10, 5), np.repeat(np.arange(20), 5)
-    by_place, by_picture = bootstrap(values, places), bootstrap(values, np.arange(100))
-    assert by_place.mean == 0.5
-    assert by_place.high - by_place.low > 1.8 * (by_picture.high - by_picture.low)
+def test_features_that_are_all_alike_rank_as_chance_does():
+    number = torch.arange(9)
+    for features in (torch.ones(9, 4), torch.zeros(9, 4)):
+        ranks = measures.match_ranks(features, features, number, number)
+        assert ranks.float().mean() == 5
+        assert (ranks == 1).float().mean() <= 1 / 9
+    scenes = noise(9, 16, 16)
+    figures = compare(
+        scenes[:, None], scenes, [str(place) for place in range(9)], lambda pictures: torch.ones(len(pictures), 4)
+    )
+    assert figures["rank"].mean == 5
+    assert figures["top1"].mean == pytest.approx(1 / 9)
+
+
+def test_intervals_count_places_and_keep_to_the_limits_of_a_measure():
+    scenes = noise(12, 16, 16)
+    samples = (scenes + 0.2 * noise(12, 16, 16, seed=1)).clamp(0, 1)[:, None]
+    by_picture, by_place = (
+        compare(samples, scenes, places, lambda pictures: pictures.flatten(1))
+        for places in ([str(i) for i in range(12)], [str(i // 6) for i in range(12)])
+    )
+    assert (by_picture["L1"].ships, by_place["L1"].ships) == (12, 2)
+    assert by_picture["L1"].mean == by_place["L1"].mean
+    assert by_picture["rank"].low >= 1
+    assert 0 < by_picture["top1"].low < by_picture["top1"].mean <= 1
+    for name, interval in by_picture.items():
+        assert interval.low <= interval.mean <= interval.high, name
+    expected = measure_interval(measures.l1(samples[:, 0], scenes), np.arange(12), lowest=0)
+    assert by_picture["L1"] == expected
+
+
+def test_the_table_and_the_file_hold_the_intervals(tmp_path, caplog):
+    caplog.set_level("INFO")
+    figures = {key: Interval(0.5, 0.25, 0.75, 0.95, 4, 2) for key in (*evaluate.LOWER_IS_BETTER, *evaluate.HIGHER_IS_BETTER)}
+    figures["L1"] = Interval(0.5, 0.0, float("inf"), 0.95, 4, 1)
+    cfg = load_cfg(None, ["BBDM.WEIGHT", str(tmp_path / "w.pth")])
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    evaluate.publish(evaluate.build_report(cfg, {"generated": figures}, features="none"), tmp_path)
+    written = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["figures"]["generated"]
+    assert written["SSIM"] == {"mean": 0.5, "low": 0.25, "high": 0.75}
+    assert written["L1"] == {"mean": 0.5, "low": 0.0, "high": None}
+    assert "0.5000 (0.2500-0.7500)" in caplog.text
+    assert "0.5000 (0.0000-?)" in caplog.text
 
 
 def test_comparison_prefers_pictures_with_speckle_over_smooth_ones():
@@ -85,8 +123,8 @@ def test_comparison_prefers_pictures_with_speckle_over_smooth_ones():
     embed = train_embedding(real, seed=0, steps=5)
     places = ["a", "a", "b", "b", "c", "c"]
     figures = {
-        "generated": compare(torch.stack(samples, 1).clamp(0, 1), real.clamp(0, 1), places, embed, resamples=50),
-        "mean SAR": compare(real.mean(0).expand(6, 1, 32, 32), real.clamp(0, 1), places, embed, resamples=50),
+        "generated": compare(torch.stack(samples, 1).clamp(0, 1), real.clamp(0, 1), places, embed),
+        "mean SAR": compare(real.mean(0).expand(6, 1, 32, 32), real.clamp(0, 1), places, embed),
     }
     assert figures["generated"]["L1"].mean < figures["mean SAR"]["L1"].mean
     assert figures["generated"]["contrast"].mean < figures["mean SAR"]["contrast"].mean
@@ -96,12 +134,14 @@ def test_comparison_prefers_pictures_with_speckle_over_smooth_ones():
 
 def test_a_model_that_does_not_beat_the_baselines_is_told_so():
     def row(value):
-        return {name: Figure(value, value, value) for name in (*evaluate.LOWER_IS_BETTER, *evaluate.HIGHER_IS_BETTER)}
+        return {
+            name: Interval(value, value, value, 0.95, 4, 2) for name in (*evaluate.LOWER_IS_BETTER, *evaluate.HIGHER_IS_BETTER)
+        }
 
     told = verdict({"generated": row(0.5), "grey optical": row(0.4), "mean SAR": row(0.6)})
     assert "L1: generated pictures do not beat grey optical" in told
     assert "SSIM: generated pictures do not beat mean SAR" in told
-    best = {**row(0.1), "SSIM": Figure(0.9, 0.9, 0.9), "top1": Figure(0.9, 0.9, 0.9)}
+    best = {**row(0.1), "SSIM": Interval(0.9, 0.9, 0.9, 0.95, 4, 2), "top1": Interval(0.9, 0.9, 0.9, 0.95, 4, 2)}
     assert verdict({"generated": best, "grey optical": row(0.4)}) == ["generated pictures beat both baselines in every measure"]
 
 

@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
-from benchmarks.interval_coverage import coverage, make_population
-from processor.ranking.intervals import _Spread, mean_interval, paired_interval
+from benchmarks.interval_coverage import coverage, make_population, percentile_bootstrap
+from processor.ranking.intervals import _Spread, mean_interval, measure_interval, paired_interval
 
 
 def test_the_interval_of_independent_hits_is_wilsons():
@@ -141,3 +142,40 @@ def test_intervals_cover_in_simulated_rankings(queries):
     assert 0.93 <= share["AP"] <= 0.975
     assert 0.93 <= share["AP difference"] <= 0.975
     assert share["R1 difference"] >= 0.93
+
+
+def test_the_interval_of_a_measure_is_students():
+    values = np.array([1.0, 2.0, 4.0, 4.5, 7.0, 3.0])
+    error = values.std(ddof=1) / np.sqrt(6)
+    interval = measure_interval(values, np.arange(6))
+    # The degrees of freedom are 25 / 6, not 5: a little wider than of values that are known to be normal.
+    expected = student.interval(0.95, 25 / 6, loc=values.mean(), scale=error)
+    assert (interval.low, interval.high) == pytest.approx(expected)
+    # Groups whose values are alike count as one value each; three times the values would make it narrower by 1.7.
+    alike = measure_interval(np.repeat(values, 3), np.repeat(np.arange(6), 3))
+    assert alike.high - alike.low == pytest.approx(interval.high - interval.low, rel=0.15)
+    assert (alike.queries, alike.ships) == (18, 6)
+
+
+def test_the_interval_of_a_measure_holds_the_true_mean_where_the_bootstrap_does_not():
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(8), 4)
+    held = {"ours": 0, "bootstrap": 0}
+    for _ in range(1000):
+        values = 3 + np.repeat(random.standard_normal(8), 4) + random.standard_normal(32)
+        interval = measure_interval(values, groups)
+        held["ours"] += interval.low <= 3 <= interval.high
+        low, high = percentile_bootstrap(values, groups, random)
+        held["bootstrap"] += low <= 3 <= high
+    assert 930 < held["ours"] < 975
+    assert held["bootstrap"] < 910
+
+
+def test_the_interval_of_a_measure_keeps_to_its_limit_and_one_group_tells_nothing():
+    assert measure_interval([0.0, 0.0, 0.1, 2.0], np.arange(4), lowest=0.0).low == 0.0
+    one = measure_interval([1.0, 2.0, 3.0], [5, 5, 5], lowest=0.0)
+    assert (one.mean, one.low, one.high) == (2.0, 0.0, np.inf)
+    equal = measure_interval([0.5] * 6, [0, 0, 0, 1, 1, 1])
+    assert (equal.low, equal.high) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="no query counts"):
+        measure_interval([np.nan], [0])

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bbdm.evaluate import build_comparison, build_report, publish
+from bbdm.evaluate import NEEDS, build_comparison, build_report, publish
 from configs import load_cfg
-from configs.command import config_parser
+from configs.command import config_parser, open_command
 from datasets.records import Modality
 from model.build import build_model
 from model.pretrained import load_weights
 from utils.cli import run
-from utils.device import build_device
-from utils.log import make_output_dir, setup_logging
+from utils.log import make_output_dir
 
 BATCH = 64
 
@@ -63,14 +62,12 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--reid_config", metavar="FILE", required=True, help="the .yml of the re-identification network")
     parser.add_argument("--reid_weights", metavar="FILE", required=True, help="its checkpoint")
-    args = parser.parse_intermixed_args(arguments)
-    setup_logging()
-    cfg = load_cfg(args.config_file, args.overrides)
-    folder = make_output_dir(cfg.OUTPUT_DIR)
-    device = build_device(cfg)
-    embed = build_embedding(load_cfg(args.reid_config), args.reid_weights, device)
-    figures = build_comparison(cfg, device, embed=embed)
-    publish(build_report(cfg, figures, features=f"the re-identification network {args.reid_weights}"), folder)
+    with open_command(parser, arguments, needs=NEEDS) as command:
+        args, cfg = command.args, command.cfg
+        folder = make_output_dir(cfg.OUTPUT_DIR)
+        embed = build_embedding(load_cfg(args.reid_config), args.reid_weights, command.device)
+        figures = build_comparison(cfg, command.device, embed=embed)
+        publish(build_report(cfg, figures, features=f"the re-identification network {args.reid_weights}"), folder)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ METHOD = "Wilson score interval, queries counted by Kish's design effect of ship
 PAIRED_METHOD = "Bonett-Price interval, queries counted by Kish's design effect of ships, Student's t"
 """What `paired_interval` computes, in words for a table."""
 
+MEASURE_METHOD = "Student's t, values counted by Kish's design effect of their groups"
+"""What `measure_interval` computes, in words for a report."""
+
 _PRIOR_SHIPS = 2.0
 _NO_VARIANCE = 1e-12
 
@@ -129,6 +132,34 @@ def mean_interval(values: ArrayLike, identities: ArrayLike, *, level: float = 0.
     half = np.sqrt(squared * hits + squared**2 / 4) / (1 + squared)
     low, high = max(0.0, float(centre - half)), min(1.0, float(centre + half))
     return Interval(mean, min(low, mean), max(high, mean), level, len(values), ships)
+
+
+def measure_interval(values: ArrayLike, groups: ArrayLike, *, lowest: float = -np.inf, level: float = 0.95) -> Interval:
+    """Interval of the mean of `values` without an upper limit, such as distances of pictures, where those of a group are alike.
+
+    The variance of the mean is v e / (n - e), of n values with the variance v (over n) and the design effect e: that of n
+    independent values for e = 1, and that of the groups' means where all values of a group are equal.
+
+    Args:
+        values: (N,) at least `lowest`; NaN for those that do not count.
+        groups: (N,) such as ship or place; an `Interval` names them queries and ships.
+        lowest: limit of the values, and so of the interval.
+        level: probability that the interval holds the true mean.
+
+    Returns:
+        The interval. One group says nothing of how groups differ, so its interval goes from `lowest` to infinity.
+
+    Raises:
+        ValueError: no value counts, or the lengths differ.
+    """
+    values, groups = _counted(values, groups, level=level)
+    mean, count, number = float(values.mean()), len(values), len(np.unique(groups))
+    if number == 1:
+        return Interval(mean, lowest, np.inf, level, count, number)
+    spread = _Spread.of(values, groups, variance_is_known=False)
+    error = np.sqrt(spread.variance * spread.design_effect / (count - spread.design_effect))
+    half = spread.critical_value(level) * float(error)
+    return Interval(mean, max(lowest, mean - half), mean + half, level, count, number)
 
 
 def paired_interval(first: ArrayLike, second: ArrayLike, identities: ArrayLike, *, level: float = 0.95) -> Interval:
