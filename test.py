@@ -7,7 +7,7 @@ from functools import partial
 
 from configs import load_cfg
 from configs.command import config_parser
-from datasets.hoss import read_hoss
+from datasets.catalogue import read_hoss
 from datasets.loaders import build_test_loader
 from model.build import build_model
 from model.pretrained import load_weights

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from configs import load_cfg
 from configs.command import config_parser
-from datasets.hoss import HossData
+from datasets.catalogue import HossData
 from datasets.loaders import build_test_loader, build_train_loader
 from datasets.validation import build_training_data
 from loss.criterion import build_criterion

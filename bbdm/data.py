@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from datasets.hoss import read_hoss
+from datasets.catalogue import read_hoss
 from datasets.loaders import ChipDataset, ChipLoader, build_loader, build_rendering
 from datasets.pairs import Pair, PairLists, chips_of, pair_ship_views, read_registered_pairs
 from datasets.samplers import shuffle_pairs, take_pairs_in_order

@@ -13,9 +13,9 @@ from bbdm.data import to_picture, to_tensor
 from bbdm.drawing import build_batch_size, build_sampling_model, draw
 from bbdm.model import SamplerSettings, build_sampler_settings
 from configs.command import config_parser, open_command
+from datasets.catalogue import read_hoss
 from datasets.chips import read_header, read_optical
 from datasets.generated import SampleStore, SamplingRun, open_store
-from datasets.hoss import read_hoss
 from datasets.records import Chip, Modality, Split
 from datasets.transforms import resize
 from datasets.validation import build_validation_data

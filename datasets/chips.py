@@ -12,9 +12,6 @@ from datasets.records import Chip, Modality
 from datasets.sar import SarRendering
 from utils.errors import DataError
 
-IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
-"""Suffixes of chips, in lower case."""
-
 FORMATS = ("TIFF", "PNG", "JPEG")
 """What a chip may be inside, whatever its suffix; Pillow's other readers are never tried."""
 
@@ -26,6 +23,9 @@ MAX_PIXELS = 2**26
 
 MAX_SAR_VALUE = 1e25
 """Beyond it float32 arithmetic on SAR values overflows; no sensor gives such values."""
+
+LEAST_COLOUR = 0.5
+"""Mean distance of the bands from their mean, of 255, from which a picture has colour; optical chips have 3 or more."""
 
 SAR_MODES = ("F", "L", "I", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's names of one-band images."""
@@ -131,6 +131,31 @@ def read_header(path: Path) -> tuple[tuple[int, int], bool]:
     """
     with _open_chip(path) as image:
         return image.size, image.mode == "L" or image.mode not in SAR_MODES
+
+
+def has_colour(picture: NDArray[np.uint8]) -> bool:
+    """Whether the bands of a picture (H, W, 3) differ, as those of a SAR picture never do."""
+    values = picture.astype(np.float32)
+    return bool(np.abs(values - values.mean(axis=2, keepdims=True)).mean() > LEAST_COLOUR)
+
+
+def modality_of_pixels(path: Path) -> Modality | None:
+    """The modality that the pixels of a chip tell: colour is optical, one band of floats or of 16 bits is SAR.
+
+    Returns:
+        None for a grey picture of 8 bits, which may be either.
+
+    Raises:
+        DataError: the file can be read neither as an optical nor as a SAR chip.
+    """
+    try:
+        return Modality.OPTICAL if has_colour(read_optical(path)) else None
+    except DataError as error:
+        try:
+            read_sar(path)
+        except DataError:
+            raise error from None
+        return Modality.SAR
 
 
 def size_triple(width: int, height: int, modality: Modality) -> NDArray[np.float64]:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from datasets.chips import IMAGE_SUFFIXES, ORIGIN_KEY, read_generated, read_header
+from datasets.catalogue import list_pictures
+from datasets.chips import ORIGIN_KEY, read_generated, read_header
 from datasets.records import Chip, Modality, Split
 from utils.errors import DataError, some
 from utils.files import replacing, write_json
@@ -130,7 +131,7 @@ def open_store(folder: Path, run: SamplingRun, sources: Sequence[Chip], *, confi
     if (folder / MANIFEST).is_file():
         manifest_run, known, config = _read_manifest(folder)
         _refuse_other_run(folder, manifest_run, run)
-    elif folder.is_dir() and (strangers := _pictures(folder)):
+    elif folder.is_dir() and (strangers := list_pictures(folder)):
         names = some(path.name for path in strangers)
         raise DataError(f"{folder} holds pictures but no {MANIFEST}: {names}; name a new folder with OUTPUT_DIR")
     ours: Entries = {source.path.name: (source.split, source.size) for source in sources}
@@ -190,7 +191,7 @@ def _read_store(folder: Path, split: Split, sources: Sequence[Chip], elsewhere: 
         "was made from chips of another size than these",
         [source.path.name for source in sources if source.size not in (None, own[source.path.name])],
     )
-    present = {path.name for path in _pictures(folder)}
+    present = {path.name for path in list_pictures(folder)}
     known = {sample_name(name, k) for name in entries for k in range(run.samples_per_image)}
     _refuse(folder, f"holds pictures that {MANIFEST} does not know", sorted(present - known))
     sized = [replace(source, size=own[source.path.name]) for source in sources]
@@ -208,7 +209,7 @@ def _read_plain(folder: Path, sources: Sequence[Chip], elsewhere: Collection[Chi
     others = {chip.path.stem for chip in elsewhere} - stems
     found: dict[str, dict[int, Path]] = {stem: {} for stem in stems}
     strangers, repeated = [], []
-    for path in _pictures(folder) + [inner for child in _folders(folder) for inner in _pictures(child)]:
+    for path in list_pictures(folder) + [inner for child in _folders(folder) for inner in list_pictures(child)]:
         stem, k = _source_of(path, folder, stems | others)
         if stem is None:
             strangers.append(str(path.relative_to(folder)))
@@ -275,10 +276,6 @@ def _refuse_other_run(folder: Path, theirs: SamplingRun, ours: SamplingRun) -> N
 
 def _refuse_shared_names(names: Iterable[str], folder: Path) -> None:
     _refuse(folder, "would mix the samples of chips of the same stem", _repeated(Path(name).stem for name in names))
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
 
 
 def _folders(folder: Path) -> list[Path]:

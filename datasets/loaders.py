@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.catalogue import HossData
 from datasets.chips import read_chip, size_triple
-from datasets.hoss import HossData
 from datasets.pairs import Pair, chips_of
 from datasets.records import Batch, Chip
 from datasets.samplers import BatchSampler, Draw, draw_identities, shuffle_images, shuffle_pairs, take_in_order

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.chips import IMAGE_SUFFIXES, read_header
+from datasets.catalogue import IMAGE_SUFFIXES, MODALITIES, is_picture, list_pictures
+from datasets.chips import read_header
 from datasets.records import DISTRACTOR, Chip, Modality, Split
 from utils.errors import DataError, some
 from utils.log import progress
@@ -109,11 +110,9 @@ def read_optisar_pairs(root_dir: str | Path) -> tuple[Pair, ...]:
         raise DataError(f"{root} is no folder; set DATASETS.ROOT_DIR to the folder that holds OptiSar_Pair/")
     found: dict[tuple[str, str], dict[str, list[Path]]] = {}
     odd = []
-    for path in sorted(root.glob("*/*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
+    for path in sorted(path for path in root.glob("*/*") if is_picture(path)):
         fields = path.stem.split("_")
-        if len(fields) < 3 or fields[-1].upper() not in ("RGB", "SAR"):
+        if len(fields) < 3 or fields[-1].upper() not in MODALITIES:
             odd.append(path.name)
         else:
             sides = found.setdefault((path.parent.name, fields[1]), {"RGB": [], "SAR": []})
@@ -183,7 +182,7 @@ def _modality_folder(folder: Path, modality: Modality) -> Path:
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
-    paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    paths = list_pictures(folder)
     pictures = {path.stem: path for path in paths}
     if len(pictures) < len(paths):
         raise DataError(f"{folder} holds pictures of the same name but for the suffix; keep one of each")

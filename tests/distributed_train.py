@@ -47,4 +47,4 @@ def write(name: str, content: dict) -> None:
 
 if __name__ == "__main__":
     record()
-    run(train.main)
+    run(train.main, together=True)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from bbdm import data as bridge
 from configs import load_cfg
-from datasets.hoss import read_hoss
+from datasets.catalogue import read_hoss
 from datasets.loaders import build_pair_loader, build_train_loader
 from datasets.pairs import pair_ship_views, read_registered_pairs
 from tests.chip_files import write_hoss

@@ -9,8 +9,8 @@ from PIL import Image
 
 from bbdm.data import build_pairs, build_train_loader, build_validation_loader, cut_or_resize, to_picture, to_tensor
 from configs import load_cfg
+from datasets.catalogue import read_hoss
 from datasets.chips import read_chip
-from datasets.hoss import read_hoss
 from datasets.pairs import pair_ship_views, read_registered_pairs, split_by_place
 from datasets.sar import render_percentile
 from datasets.validation import build_validation_data

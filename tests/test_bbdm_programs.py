@@ -14,9 +14,9 @@ from bbdm import sample, train
 from bbdm.model import build_empty_first_stage, build_model
 from bbdm.unet import make_unet
 from configs import load_cfg
+from datasets.catalogue import read_hoss
 from datasets.chips import read_chip
 from datasets.generated import read_samples
-from datasets.hoss import read_hoss
 from datasets.records import Modality, Split
 from datasets.sar import render_percentile
 from datasets.validation import hold_out

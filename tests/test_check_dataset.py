@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from datasets.catalogue import read_hoss
 from datasets.curation.checks import check_dataset
 from datasets.curation.duplicates import HASH_BITS, NEAR_BITS, near_pairs, perceptual_hash
-from datasets.hoss import read_hoss
 from tests.chip_files import optical_pixels, sar_values, write_chip, write_hoss
 from tools import check_dataset as command
 from utils.errors import DataError

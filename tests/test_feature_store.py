@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import test as command
-from datasets.hoss import read_hoss
+from datasets.catalogue import read_hoss
 from model.build import build_model
 from processor.feature_store import FeatureStore, build_feature_store, chip_contents, hash_files
 from tests.chip_files import write_chip, write_hoss

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.hoss import read_hoss, read_split
+from datasets.catalogue import read_hoss
 from datasets.records import DISTRACTOR, Chip, Modality, Split
 from tests.chip_files import write_chip, write_hoss
 from utils.errors import DataError
@@ -186,10 +186,11 @@ def test_names_without_pid_or_modality_are_listed(tmp_path, name):
 
 
 def test_long_lists_of_names_are_cut(tmp_path):
+    root = write_hoss(tmp_path)
     for number in range(8):
-        (tmp_path / f"ship{number}.tif").touch()
+        (root / "HOSS" / "query" / f"ship{number}.tif").touch()
     with pytest.raises(DataError, match=r"ship0\.tif, ship1\.tif, .*ship4\.tif and 3 more$"):
-        read_split(tmp_path, Split.QUERY)
+        read_hoss(root)
 
 
 def test_links_that_lead_nowhere_and_folders_are_no_chips(tmp_path):

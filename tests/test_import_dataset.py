@@ -1,8 +1,10 @@
 """Importing chips by a table: what is read, how ships are split, what is written and what is refused."""
 
 import csv
+import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from datasets.catalogue import find_modality, modality_of_name, read_hoss
 from datasets.curation.checks import check_dataset
-from datasets.curation.importing import ListedImage, read_table, read_task
-from datasets.curation.splitting import number_ships, split_images
-from datasets.hoss import read_hoss
-from datasets.modality import find_modality, modality_of_name
-from datasets.records import Modality
+from datasets.curation.importing import ChipTable, number_ships, read_table, read_task
+from datasets.curation.splitting import split_chips
+from datasets.records import DISTRACTOR, Chip, Modality, Split
 from tests.chip_files import optical_pixels, sar_values, write_chip
 from tools import import_dataset as command
 from utils.errors import DataError, UsageError
@@ -74,7 +75,7 @@ def run(*arguments) -> None:
     ],
 )
 def test_modality_by_name(name, modality):
-    assert modality_of_name(name) is modality
+    assert modality_of_name(Path(name)) is modality
 
 
 def test_modality_by_pixels(tmp_path):
@@ -96,9 +97,9 @@ def test_separators_encodings_and_order_of_columns_do_not_matter(tmp_path, chips
     for separator, encoding in ((";", "utf-8-sig"), ("\t", "utf-8"), (",", "utf-8-sig")):
         other = write_csv(tmp_path / "b.csv", rows, ("Ship_ID", "path", " modality"), separator, encoding)
         assert read_table(other, chips) == expected
-    assert len(expected) == 4 * SHIPS + 2
-    assert sum(image.modality is Modality.SAR for image in expected) == 2 * SHIPS + 1
-    assert sum(image.ship == "" for image in expected) == 2
+    assert len(expected.chips) == 4 * SHIPS + 2
+    assert sum(chip.modality is Modality.SAR for chip in expected.chips) == 2 * SHIPS + 1
+    assert sum(chip.ship == DISTRACTOR for chip in expected.chips) == 2
 
 
 @pytest.mark.parametrize(
@@ -106,23 +107,26 @@ def test_separators_encodings_and_order_of_columns_do_not_matter(tmp_path, chips
 )
 @pytest.mark.parametrize("column", ["path", "image_id"])
 def test_paths_of_windows_and_ids_without_suffix(tmp_path, chips, written, column):
-    (image,) = read_table(write_csv(tmp_path / "t.csv", [[written, "7"]], (column, "ship_id")), chips)
-    assert image.path == (chips / "rgb" / "s1_0_RGB.tif").absolute()
-    assert (image.image_id, image.ship, image.modality) == (written, "7", Modality.OPTICAL)
+    listed = read_table(write_csv(tmp_path / "t.csv", [[written, "7"]], (column, "ship_id")), chips)
+    path = (chips / "rgb" / "s1_0_RGB.tif").absolute()
+    assert listed.chips == (Chip(path, 7, Modality.OPTICAL, Split.TRAIN),)
+    assert (listed.ids, listed.ships) == ({path: written}, {path: "7"})
 
 
 def test_absolute_paths_and_quoted_cells(tmp_path, chips):
     path = write_chip(tmp_path / "far, away" / "1.tif", seed=1)
-    (image,) = read_table(
+    listed = read_table(
         write_csv(tmp_path / "t.csv", [[f'"{path}"', '"Ever ""G"""', "SAR"]], ("path", "ship_id", "modality")), chips
     )
-    assert (image.path, image.ship) == (path, 'Ever "G"')
+    assert listed.ships == {path: 'Ever "G"'}
+    assert [(chip.path, chip.ship) for chip in listed.chips] == [(path, 1)]
 
 
 @pytest.mark.parametrize("word", ["", "-1", "NaN", "None"])
 def test_unknown_ships_are_distractors(tmp_path, chips, word):
-    (image,) = read_table(write_csv(tmp_path / "t.csv", [["rgb/s1_0_RGB.tif", word]]), chips)
-    assert image.ship == "" and number_ships([image])[image.ship] == -1
+    listed = read_table(write_csv(tmp_path / "t.csv", [["rgb/s1_0_RGB.tif", word]]), chips)
+    assert set(listed.ships.values()) == {""}
+    assert [chip.ship for chip in listed.chips] == [DISTRACTOR]
 
 
 @pytest.mark.parametrize(
@@ -158,9 +162,19 @@ def test_other_encodings_and_missing_tables_are_named(tmp_path):
 # Splits
 
 
-def listed(ship: str, view: int, modality: Modality) -> ListedImage:
-    name = f"{ship or 'x'}-{view}-{modality.name}"
-    return ListedImage(name, Path("/chips") / f"{name}.tif", ship, modality)
+def table_of(views: list[tuple[str, int, Modality]]) -> ChipTable:
+    """A table of chips of (ship, view, sensor)."""
+    names = [f"{ship or 'x'}-{view}-{modality.name}" for ship, view, modality in views]
+    paths = [Path("/chips") / f"{name}.tif" for name in names]
+    pids = number_ships(ship for ship, *_ in views)
+    return ChipTable(
+        chips=tuple(Chip(path, pids[ship], sensor, Split.TRAIN) for path, (ship, _, sensor) in zip(paths, views)),
+        ids=dict(zip(paths, names)),
+        ships={path: ship for path, (ship, *_) in zip(paths, views)},
+    )
+
+
+SIDES = ((Split.QUERY, Split.GALLERY), (Split.VALIDATION_QUERY, Split.VALIDATION_GALLERY))
 
 
 counts = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=12, max_size=30)
@@ -169,70 +183,68 @@ counts = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=12, 
 @settings(max_examples=60, deadline=None)
 @given(counts, st.integers(0, 5), st.integers(0, 99), st.sampled_from([0.0, 0.2, 0.3]))
 def test_parts_are_disjoint_by_ship_and_every_query_has_a_match(counts, strangers, seed, validation):
-    images = [
-        listed(str(number), view, modality)
+    views = [
+        (str(number), view, modality)
         for number, pair in enumerate(counts)
         for modality in Modality
         for view in range(pair[modality])
     ]
-    images += [listed("", number, Modality(number % 2)) for number in range(strangers)]
+    views += [("", number, Modality(number % 2)) for number in range(strangers)]
     try:
-        parts = split_images(images, validation=validation, test=0.3, seed=seed)
+        parts = split_chips(table_of(views), validation=validation, test=0.3, seed=seed)
     except DataError as error:
         assert "few" in str(error) or "no ship is left" in str(error)
         return
-    everything = [image for group in vars(parts).values() for image in group]
-    assert sorted(everything, key=str) == sorted(images, key=str)
-    ships = [
-        {image.ship for group in groups for image in group} - {""}
-        for groups in ((parts.train,), (parts.validation_query, parts.validation_gallery), (parts.query, parts.gallery))
-    ]
+    assert all(chip.split is split for split, chips in parts.items() for chip in chips)
+    everything = [replace(chip, split=Split.TRAIN) for chips in parts.values() for chip in chips]
+    assert sorted(everything, key=str) == sorted(table_of(views).chips, key=str)
+    ships = [{chip.ship for split in splits for chip in parts[split]} - {DISTRACTOR} for splits in ((Split.TRAIN,), *SIDES)]
     assert sum(map(len, ships)) == len(set().union(*ships))
-    assert bool(parts.validation_query) == bool(validation)
-    assert all(image.ship for image in (*parts.train, *parts.query, *parts.validation_query))
-    for query, gallery in ((parts.query, parts.gallery), (parts.validation_query, parts.validation_gallery)):
-        assert {image.ship for image in query} <= {image.ship for image in gallery}
-    shuffled = [images[i] for i in np.random.default_rng(seed).permutation(len(images))]
-    again = split_images(shuffled, validation=validation, test=0.3, seed=seed)
-    assert again == parts
+    assert bool(parts[Split.VALIDATION_QUERY]) == bool(validation)
+    known = (Split.TRAIN, Split.QUERY, Split.VALIDATION_QUERY)
+    assert all(chip.ship != DISTRACTOR for split in known for chip in parts[split])
+    for query, gallery in SIDES:
+        assert {chip.ship for chip in parts[query]} <= {chip.ship for chip in parts[gallery]}
+    shuffled = [views[i] for i in np.random.default_rng(seed).permutation(len(views))]
+    assert split_chips(table_of(shuffled), validation=validation, test=0.3, seed=seed) == parts
 
 
 def test_another_seed_draws_other_ships(chips, table):
     images = read_table(table, chips)
     drawn = {
-        tuple(sorted({i.ship for i in split_images(images, validation=0, test=0.3, seed=seed).query})) for seed in range(6)
+        tuple(sorted({chip.ship for chip in split_chips(images, validation=0, test=0.3, seed=seed)[Split.QUERY]}))
+        for seed in range(6)
     }
     assert len(drawn) > 1
     assert {len(ships) for ships in drawn} == {round(0.3 * SHIPS)}
 
 
 def test_both_directions_have_queries_where_each_sensor_saw_a_ship_twice(chips, table):
-    parts = split_images(read_table(table, chips), validation=0.25, test=0.25, seed=0)
-    for query, gallery in ((parts.query, parts.gallery), (parts.validation_query, parts.validation_gallery)):
+    parts = split_chips(read_table(table, chips), validation=0.25, test=0.25, seed=0)
+    for query, gallery in SIDES:
         for modality in Modality:
-            own = {image.ship for image in query if image.modality is modality}
-            assert own == {image.ship for image in gallery if image.ship and image.modality is not modality}
+            own = {chip.ship for chip in parts[query] if chip.modality is modality}
+            others = {chip.ship for chip in parts[gallery] if chip.modality is not modality}
+            assert own == others - {DISTRACTOR}
             assert len(own) == 3
 
 
 @pytest.mark.parametrize("counts", [(2, 1), (1, 3), (1, 1), (2, 2)])
 def test_every_query_has_a_match_by_the_other_sensor(counts):
-    images = [
-        listed(str(ship), view, modality) for ship in range(20) for modality in Modality for view in range(counts[modality])
-    ]
-    parts = split_images(images, validation=0.1, test=0.3, seed=3)
-    for query, gallery in ((parts.query, parts.gallery), (parts.validation_query, parts.validation_gallery)):
-        assert {image.modality for image in query} == set(Modality)
-        for image in query:
-            assert any(other.ship == image.ship and other.modality is not image.modality for other in gallery)
+    views = [(str(ship), view, sensor) for ship in range(20) for sensor in Modality for view in range(counts[sensor])]
+    parts = split_chips(table_of(views), validation=0.1, test=0.3, seed=3)
+    for query, gallery in SIDES:
+        assert {chip.modality for chip in parts[query]} == set(Modality)
+        for chip in parts[query]:
+            assert any(other.ship == chip.ship and other.modality is not chip.modality for other in parts[gallery])
 
 
 def test_too_few_ships_are_said():
-    images = [listed(str(number), view, Modality.SAR) for number in range(3) for view in range(2)]
+    images = table_of([(str(number), view, Modality.SAR) for number in range(3) for view in range(2)])
     with pytest.raises(DataError, match=r"3 ships are too few for a test share of 0\.1"):
-        split_images(images, validation=0, test=0.1, seed=0)
+        split_chips(images, validation=0, test=0.1, seed=0)
     with pytest.raises(DataError, match="no ship is left for training"):
-        split_images(images, validation=0, test=0.99, seed=0)
+        split_chips(images, validation=0, test=0.99, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +258,7 @@ def test_too_few_ships_are_said():
     ],
 )
 def test_numbers_of_ships(ships, pids):
-    assert number_ships([listed(ship, 0, Modality.SAR) for ship in ships]) == pids
+    assert number_ships(ships) == pids
 
 
 # Tasks
@@ -291,7 +303,7 @@ def test_faults_of_a_task_are_named(tmp_path, chips, table, content, message):
 def test_a_task_that_is_no_json(tmp_path):
     (tmp_path / "task.json").write_text("{")
     with pytest.raises(DataError, match=r"task\.json is no JSON"):
-        read_task(tmp_path / "task.json", [])
+        read_task(tmp_path / "task.json", ChipTable((), {}, {}))
 
 
 # The command
@@ -323,6 +335,33 @@ def test_the_written_data_set_is_whole(tmp_path, chips, table, way, capsys):
     assert sample.is_symlink() == (way == "symlink")
     assert (sample.stat().st_nlink > 1) == (way == "hardlink")
     assert "check_dataset" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seed", "validation", "count", "expected"),
+    [
+        (0, 0.2, 87, "0ba1c7d4561e4b94"),
+        (3, 0.0, 60, "1de7306bbc03cfa3"),
+        (11, 0.25, 79, "4d130cbea484bf41"),
+    ],
+)
+def test_a_seed_writes_the_data_set_that_it_wrote_before(tmp_path, seed, validation, count, expected):
+    chips, rows = tmp_path / "chips", []
+    for ship in range(1, 15):
+        for view in range(1 + ship % 3):
+            for kind in ("RGB", "SAR"):
+                if (ship, kind) not in ((3, "RGB"), (8, "SAR")):
+                    path = write_chip(chips / kind.lower() / f"s{ship}_{view}_{kind}.tif", seed=ship * 10 + view)
+                    rows.append([path.relative_to(chips).as_posix(), f"ship {ship}"])
+    for kind in ("RGB", "SAR"):
+        for number in range(3):
+            path = write_chip(chips / kind.lower() / f"x{number}_{kind}.tif", seed=7000 + number)
+            rows.append([path.relative_to(chips).as_posix(), ""])
+    table, output = write_csv(tmp_path / "t.csv", rows), tmp_path / "out"
+    run("--csv", table, "--images", chips, "--output", output, "--seed", seed, "--validation", validation)
+    written = (output / "images.csv").read_text().replace(str(chips), "CHIPS")
+    assert hashlib.sha256(written.encode()).hexdigest()[:16] == expected
+    assert len(list(output.rglob("*.tif"))) == count
 
 
 def test_a_task_decides_the_test_and_keeps_its_ships_out_of_training(tmp_path, chips, table):

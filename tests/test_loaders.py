@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from configs import load_cfg
+from datasets.catalogue import read_hoss
 from datasets.chips import size_triple
-from datasets.hoss import read_hoss
 from datasets.loaders import build_test_loader, build_train_loader
 from datasets.records import Batch, Chip, Modality
 from datasets.transforms import prepare

@@ -11,8 +11,7 @@ from PIL import Image
 from torch.nn import functional
 
 from configs import load_cfg
-from datasets.hoss import read_hoss
-from datasets.modality import list_images
+from datasets.catalogue import find_pictures, read_hoss
 from datasets.records import DISTRACTOR, Chip, Modality
 from datasets.sar import build_sar_rendering
 from model.build import build_model
@@ -118,12 +117,12 @@ def test_what_is_no_picture_is_left_out(tmp_path):
     for name in ("notes.txt", ".hidden_RGB.png"):
         (tmp_path / name).touch()
     with pytest.raises(DataError, match="holds no chip"):
-        list_images(tmp_path)
+        find_pictures(tmp_path)
     with pytest.raises(DataError, match="nowhere does not exist"):
-        list_images(tmp_path / "nowhere")
+        find_pictures(tmp_path / "nowhere")
     write_chip(tmp_path / "B_RGB.PNG")
     write_chip(tmp_path / "a_SAR.tif")
-    assert [path.name for path in list_images(tmp_path)] == ["B_RGB.PNG", "a_SAR.tif"]
+    assert [path.name for path in find_pictures(tmp_path)] == ["B_RGB.PNG", "a_SAR.tif"]
 
 
 # The command

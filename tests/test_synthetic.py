@@ -1,5 +1,6 @@
 """Procedural ships and the data set made of them."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.records import DISTRACTOR, Modality
+from datasets.curation.faults import MAIN_SPLITS
+from datasets.records import DISTRACTOR, Modality, Split
 from datasets.ships.designs import draw_ship
 from datasets.ships.rendering import OPTICAL_PIXEL, cast_shadow, draw_plan, render_optical, render_sar
 from tools import make_dataset
@@ -108,30 +110,32 @@ def test_views_of_a_ship_are_more_alike_than_views_of_two(sar):
 
 
 def test_plan_of_files():
-    chips = list(make_dataset.plan_chips(ships=60, test_ships=24, views=3, distractors=8))
-    assert len({(chip.folder, chip.name) for chip in chips}) == len(chips)
-    folders = {
-        folder: {chip.ship for chip in chips if chip.folder == folder and chip.ship != DISTRACTOR}
-        for folder in ("bounding_box_train", "query", "bounding_box_test")
-    }
-    assert folders["query"] == folders["bounding_box_test"] and len(folders["query"]) == 24
-    assert len(folders["bounding_box_train"]) == 36 and not folders["bounding_box_train"] & folders["query"]
-    for pids in (folders["bounding_box_train"], folders["query"]):
+    views = list(make_dataset.plan_views(ships=60, test_ships=24, views=3, distractors=8))
+    chips = [chip for chip, *_ in views]
+    assert len({chip.path for chip in chips}) == len({(*view[1:], view[0].modality) for view in views}) == len(views)
+    ships = {split: {chip.ship for chip in chips if chip.split is split} - {DISTRACTOR} for split in MAIN_SPLITS}
+    assert ships[Split.QUERY] == ships[Split.GALLERY] and len(ships[Split.QUERY]) == 24
+    assert len(ships[Split.TRAIN]) == 36 and not ships[Split.TRAIN] & ships[Split.QUERY]
+    for pids in (ships[Split.TRAIN], ships[Split.QUERY]):
         seen = {pid: frozenset(chip.modality for chip in chips if chip.ship == pid) for pid in pids}
         kinds = list(seen.values())
         assert kinds.count(frozenset({Modality.OPTICAL})) >= 1 and kinds.count(frozenset({Modality.SAR})) >= 1
         assert kinds.count(frozenset(Modality)) > len(pids) / 2
-    assert {chip.modality for chip in chips if chip.ship == DISTRACTOR} == set(Modality)
+    strangers = [(chip, number) for chip, number, _ in views if chip.ship == DISTRACTOR]
+    assert {chip.modality for chip, _ in strangers} == set(Modality)
+    assert {chip.split for chip, _ in strangers} == {Split.GALLERY}
+    assert len({number for _, number in strangers} - set(range(61))) == 8, "ships that nobody else shows"
 
 
 @pytest.mark.parametrize(("query", "gallery"), [(Modality.OPTICAL, Modality.SAR), (Modality.SAR, Modality.OPTICAL)])
 def test_default_data_set_leaves_little_to_chance(query, gallery):
     args = make_dataset.build_parser().parse_args(["--output", "unused"])
-    chips = list(
-        make_dataset.plan_chips(ships=args.ships, test_ships=args.test_ships, views=args.views, distractors=args.distractors)
+    views = make_dataset.plan_views(
+        ships=args.ships, test_ships=args.test_ships, views=args.views, distractors=args.distractors
     )
-    held = [chip.ship for chip in chips if chip.folder == "bounding_box_test" and chip.modality == gallery]
-    asked = [chip.ship for chip in chips if chip.folder == "query" and chip.modality == query]
+    chips = [chip for chip, *_ in views]
+    held = [chip.ship for chip in chips if chip.split is Split.GALLERY and chip.modality == gallery]
+    asked = [chip.ship for chip in chips if chip.split is Split.QUERY and chip.modality == query]
     chance = np.mean([held.count(pid) / len(held) for pid in asked if pid in held])
     assert args.ships >= 60 and 0 < chance <= 0.03
 
@@ -148,11 +152,20 @@ def test_written_files(tmp_path):
     assert [path.name for path in output.parent.iterdir()] == ["data"]  # nothing temporary is left
 
 
+def test_a_seed_makes_the_data_set_that_it_made_before(tmp_path):
+    sizes = ["--ships", "14", "--test-ships", "6", "--views", "2", "--distractors", "3", "--seed", "5"]
+    make_dataset.main(["--output", str(tmp_path / "made"), *sizes])
+    paths = sorted((tmp_path / "made" / "HOSS").rglob("*.tif"))
+    told = "\n".join(f"{path.parent.name}/{path.name} {Image.open(path).size}" for path in paths)
+    assert len(paths) == 55
+    assert hashlib.sha256(told.encode()).hexdigest()[:16] == "0edfbeb61ef90370"
+
+
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(make_dataset, "write_chip", fail)
+    monkeypatch.setattr(make_dataset, "write_view", fail)
     with pytest.raises(OSError):
         make_dataset.main(["--output", str(tmp_path / "data"), "--ships", "3", "--test-ships", "1"])
     assert not list(tmp_path.iterdir())

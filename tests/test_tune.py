@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.hoss import read_hoss
+from datasets.catalogue import read_hoss
 from datasets.records import Modality
 from datasets.validation import hold_out
 from model.build import build_model

@@ -1,5 +1,6 @@
 """The validation part of the training set, and the record of which split weights were chosen on."""
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import train
-from datasets.hoss import read_hoss
+from datasets.catalogue import read_hoss
 from datasets.records import Modality
 from datasets.validation import hold_out
 from processor.selection import Split, find_selection, write_selection
@@ -56,6 +57,28 @@ def test_the_seed_decides_the_part_and_the_order_of_files_does_not(records):
     assert hold_out(records[::-1], fraction=0.3, seed=1).images == part.images
     others = [{record.ship for record in hold_out(records, fraction=0.3, seed=seed).images} for seed in range(5)]
     assert len({frozenset(ships) for ships in others}) > 1
+
+
+@pytest.mark.parametrize(
+    ("seed", "fraction", "counts", "expected"),
+    [
+        (0, 0.2, (70, 17), "4d55aac606b2629c"),
+        (1234, 0.3, (59, 28), "010ea786e237b4db"),
+        (7, 0.5, (44, 43), "0c2c33e2fd65c561"),
+    ],
+)
+def test_a_seed_holds_out_the_chips_that_it_held_out_before(tmp_path, seed, fraction, counts, expected):
+    chips = [
+        chip
+        for chip in read_hoss(write_hoss(tmp_path, train_ships=25), test=False).train
+        if not (chip.ship % 5 == 0 and chip.modality is Modality.SAR)
+        and not (chip.ship % 7 == 0 and chip.modality is Modality.OPTICAL and "c1" in chip.path.name)
+    ]
+    part = hold_out(chips, fraction=fraction, seed=seed)
+    lines = [chip.path.name for chip in part.train] + [f"{chip.split}:{chip.path.name}" for chip in part.images]
+    lines += [f"{name} {protocol.query} {protocol.gallery}" for name, protocol in part.protocols.items()]
+    assert (len(part.train), len(part.images)) == counts
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == expected
 
 
 def test_too_small_a_part_names_the_key(records):

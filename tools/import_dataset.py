@@ -10,14 +10,13 @@ import csv
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from datasets.curation.importing import ListedImage, read_table, read_task
-from datasets.curation.splitting import Parts, number_ships, split_images
-from datasets.hoss import CHIP_NAME, MODALITIES
-from datasets.records import DISTRACTOR
+from datasets.catalogue import KINDS, parse_name
+from datasets.curation.importing import ChipTable, read_table, read_task
+from datasets.curation.splitting import split_chips
+from datasets.records import DISTRACTOR, Chip, Modality, Split
 from utils.cli import run
 from utils.errors import DataError, UsageError
 from utils.log import progress, setup_logging, table
@@ -29,73 +28,56 @@ WAYS: dict[str, Callable[[Path, Path], object]] = {
 }
 """--files: how a chip comes from (source) to (target)."""
 
-KINDS = {modality: kind for kind, modality in MODALITIES.items()}
+PLACES = {
+    "HOSS/bounding_box_train": Split.TRAIN,
+    "HOSS/query": Split.QUERY,
+    "HOSS/bounding_box_test": Split.GALLERY,
+    "validation/HOSS/bounding_box_train": Split.TRAIN,
+    "validation/HOSS/query": Split.VALIDATION_QUERY,
+    "validation/HOSS/bounding_box_test": Split.VALIDATION_GALLERY,
+}
+"""Folder of the output -> the split that it holds; `validation` is there if there are validation ships."""
 
 
-@dataclass(frozen=True)
-class PlannedFile:
-    """One file to write.
-
-    Attributes:
-        image: what it shows.
-        pid: of the ship.
-        place: relative to the output folder.
-    """
-
-    image: ListedImage
-    pid: int
-    place: Path
-
-
-def plan_files(parts: Parts) -> list[PlannedFile]:
-    """Give every image its place and name; no two files of the data set have one name."""
-    folders = {
-        "HOSS/bounding_box_train": parts.train,
-        "HOSS/query": parts.query,
-        "HOSS/bounding_box_test": parts.gallery,
-    }
-    if parts.validation_query:
-        folders |= {
-            "validation/HOSS/bounding_box_train": parts.train,
-            "validation/HOSS/query": parts.validation_query,
-            "validation/HOSS/bounding_box_test": parts.validation_gallery,
-        }
-    images = [image for group in folders.values() for image in group]
-    pids = number_ships(images)
-    names: dict[ListedImage, str] = {}
+def plan_files(parts: Mapping[Split, Sequence[Chip]]) -> dict[Path, Chip]:
+    """Place and name of every file of the output -> its chip; no two files of the data set have one name."""
+    names: dict[Path, str] = {}
     taken: set[str] = set()
-    for image in images:
-        if image not in names:
-            names[image] = _free_name(image, pids[image.ship], taken)
-    return [
-        PlannedFile(image, pids[image.ship], Path(folder, names[image])) for folder, group in folders.items() for image in group
-    ]
+    files: dict[Path, Chip] = {}
+    for folder, split in PLACES.items():
+        if folder.startswith("validation/") and not parts[Split.VALIDATION_QUERY]:
+            continue
+        for chip in parts[split]:
+            if chip.path not in names:
+                names[chip.path] = _free_name(chip, taken)
+            files[Path(folder, names[chip.path])] = chip
+    return files
 
 
-def _free_name(image: ListedImage, pid: int, taken: set[str]) -> str:
+def _free_name(chip: Chip, taken: set[str]) -> str:
     """A name by the rules of HOSS, which keeps as much of the old one as it can; noted in `taken` without suffix and case."""
-    kind = KINDS[image.modality]
-    match = CHIP_NAME.fullmatch(image.path.stem)
-    if match and int(match[1]) == pid and match[2].upper() == kind:
-        stem = image.path.stem
+    kind = KINDS[chip.modality]
+    if parse_name(chip.path) == (chip.ship, chip.modality):
+        stem = chip.path.stem
     else:
-        who = str(DISTRACTOR) if pid == DISTRACTOR else f"{pid:04d}"
-        words = re.sub(r"[^\w.-]+", "-", image.path.stem)
+        who = str(DISTRACTOR) if chip.ship == DISTRACTOR else f"{chip.ship:04d}"
+        words = re.sub(r"[^\w.-]+", "-", chip.path.stem)
         stem = f"{who}_{words}_{kind}"
     wanted, number = stem.rpartition("_")[0], 1
     while stem.lower() in taken:
         number += 1
         stem = f"{wanted}_{number}_{kind}"
     taken.add(stem.lower())
-    return stem + image.path.suffix.lower()
+    return stem + chip.path.suffix.lower()
 
 
-def write_dataset(output: Path, files: Sequence[PlannedFile], *, way: str) -> None:
+def write_dataset(output: Path, files: Mapping[Path, Chip], table: ChipTable, *, way: str) -> None:
     """Write `files` to `output`, which appears when all is written or not at all.
 
     Args:
         output: new, or an empty folder.
         files: from `plan_files`.
+        table: what the chips were called, for images.csv.
         way: a key of `WAYS`.
 
     Raises:
@@ -107,13 +89,13 @@ def write_dataset(output: Path, files: Sequence[PlannedFile], *, way: str) -> No
         raise UsageError(f"{output} exists and is not an empty folder; name a new folder with --output, or delete it first")
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        for folder in {file.place.parent for file in files}:
+        for folder in {place.parent for place in files}:
             (temporary / folder).mkdir(parents=True)
         with progress(len(files), "writing chips", unit="chip") as bar:
-            for file in files:
-                _bring(file.image.path, temporary / file.place, way)
+            for place, chip in files.items():
+                _bring(chip.path, temporary / place, way)
                 bar.update()
-        _write_origins(temporary / "images.csv", files)
+        _write_origins(temporary / "images.csv", files, table)
         if output.exists():
             output.rmdir()  # empty, as was seen above; not every system renames onto it
         temporary.rename(output)
@@ -130,29 +112,22 @@ def _bring(source: Path, target: Path, way: str) -> None:
         raise DataError(f"{source} cannot be linked into the output folder ({error.strerror}); take --files copy") from error
 
 
-def _write_origins(path: Path, files: Sequence[PlannedFile]) -> None:
+def _write_origins(path: Path, files: Mapping[Path, Chip], table: ChipTable) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["file", "pid", "image_id", "ship_id", "modality", "source"])
-        for file in files:
-            image = file.image
-            kind = image.modality.name.lower()
-            writer.writerow([file.place.as_posix(), file.pid, image.image_id, image.ship, kind, image.path])
+        for place, chip in files.items():
+            own = [table.ids[chip.path], table.ships[chip.path], chip.modality.name.lower(), chip.path]
+            writer.writerow([place.as_posix(), chip.ship, *own])
 
 
-def summary_rows(parts: Parts) -> Iterator[list[object]]:
+def summary_rows(parts: Mapping[Split, Sequence[Chip]]) -> Iterator[list[object]]:
     """Yield name, ships, images, optical, SAR and distractor images of each part."""
-    for name, images in vars(parts).items():
-        ships = {image.ship for image in images} - {""}
-        kinds = [KINDS[image.modality] for image in images]
-        yield [
-            name.replace("_", " "),
-            len(ships),
-            len(images),
-            kinds.count("RGB"),
-            kinds.count("SAR"),
-            sum(not i.ship for i in images),
-        ]
+    for split, chips in parts.items():
+        ships = [chip.ship for chip in chips]
+        kinds = [chip.modality for chip in chips]
+        counts = [kinds.count(modality) for modality in Modality]
+        yield [split.replace("/", " "), len(set(ships) - {DISTRACTOR}), len(chips), *counts, ships.count(DISTRACTOR)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -185,13 +160,13 @@ def main(arguments: Sequence[str]) -> None:
         )
     if args.seed < 0:
         raise UsageError("--seed must not be negative")
-    images = read_table(args.csv, args.images or args.csv.parent)
-    task = read_task(args.task, images) if args.task else None
-    parts = split_images(images, validation=args.validation, test=test, seed=args.seed, task=task)
+    listed = read_table(args.csv, args.images or args.csv.parent)
+    task = read_task(args.task, listed) if args.task else None
+    parts = split_chips(listed, validation=args.validation, test=test, seed=args.seed, task=task)
     files = plan_files(parts)
-    write_dataset(args.output.absolute(), files, way=args.files)
+    write_dataset(args.output.absolute(), files, listed, way=args.files)
     print(table(["part", "ships", "images", "optical", "SAR", "distractors"], list(summary_rows(parts))))
-    left_out = len(images) - len({file.image for file in files})
+    left_out = len(listed.chips) - len({chip.path for chip in files.values()})
     print(f"{args.output} holds the data set; {left_out} image(s) of the table are in no part")
     print(f"see what is in it: python -m tools.check_dataset {args.output}")
 

@@ -8,13 +8,13 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from datasets.records import DISTRACTOR, Modality
+from datasets.catalogue import FOLDERS, KINDS
+from datasets.records import DISTRACTOR, Chip, Modality, Split
 from datasets.ships.designs import draw_ship
 from datasets.ships.rendering import render_optical, render_sar
 from utils.cli import run
@@ -24,36 +24,14 @@ from utils.log import progress
 ONE_SENSOR_EVERY = 12
 """Of so many ships in a row, one is seen by the optical sensor only and one by the SAR only."""
 
-_SUFFIX = {Modality.OPTICAL: "RGB", Modality.SAR: "SAR"}
 _RENDER = {Modality.OPTICAL: render_optical, Modality.SAR: render_sar}
 
-
-@dataclass(frozen=True)
-class PlannedChip:
-    """One file to write.
-
-    Attributes:
-        folder: a folder of HOSS.
-        pid: identity in the file name; `DISTRACTOR` for one that matches nothing.
-        ship: number of the ship that is drawn, unlike `pid` different for each distractor.
-        view: 1, 2, ...
-        modality: optical or SAR.
-    """
-
-    folder: str
-    pid: int
-    ship: int
-    view: int
-    modality: Modality
-
-    @property
-    def name(self) -> str:
-        """File name by the rules of HOSS."""
-        who = f"{DISTRACTOR}_{self.ship:04d}" if self.pid == DISTRACTOR else f"{self.pid:04d}_s01c{self.view}"
-        return f"{who}_{_SUFFIX[self.modality]}.tif"
+View = tuple[Chip, int, int]
+"""One file to write: the chip, its path relative to HOSS/; the number of the ship to draw, which no two distractors
+share; and which view of it by this sensor it is (1, 2, ...)."""
 
 
-def plan_chips(*, ships: int, test_ships: int, views: int, distractors: int) -> Iterator[PlannedChip]:
+def plan_views(*, ships: int, test_ships: int, views: int, distractors: int) -> Iterator[View]:
     """List the files of a data set: training ships first, then test ships, then distractors.
 
     Args:
@@ -65,10 +43,16 @@ def plan_chips(*, ships: int, test_ships: int, views: int, distractors: int) -> 
     for pid in range(1, ships + 1):
         for modality in _sensors(pid):
             for view in range(1, views + 1):
-                test_folder = "query" if view == 1 else "bounding_box_test"
-                yield PlannedChip("bounding_box_train" if pid <= ships - test_ships else test_folder, pid, pid, view, modality)
-    for number in range(1, distractors + 1):
-        yield PlannedChip("bounding_box_test", DISTRACTOR, ships + number, 1, Modality(number % 2))
+                test_split = Split.QUERY if view == 1 else Split.GALLERY
+                split = Split.TRAIN if pid <= ships - test_ships else test_split
+                yield _plan_chip(f"{pid:04d}_s01c{view}", pid, modality, split), pid, view
+    for number in range(ships + 1, ships + distractors + 1):
+        modality = Modality((number - ships) % 2)
+        yield _plan_chip(f"{DISTRACTOR}_{number:04d}", DISTRACTOR, modality, Split.GALLERY), number, 1
+
+
+def _plan_chip(stem: str, pid: int, modality: Modality, split: Split) -> Chip:
+    return Chip(Path(FOLDERS[split], f"{stem}_{KINDS[modality]}.tif"), pid, modality, split)
 
 
 def _sensors(pid: int) -> list[Modality]:
@@ -77,15 +61,16 @@ def _sensors(pid: int) -> list[Modality]:
     return one_sensor.get(pid % ONE_SENSOR_EVERY, list(Modality))
 
 
-def write_chip(chip: PlannedChip, root: Path, seed: int) -> None:
-    """Draw one chip and write it below `root`; the same chip and seed give the same file."""
-    ship = draw_ship(np.random.default_rng([seed, chip.ship]))
-    view = np.random.default_rng([seed, chip.ship, chip.view, chip.modality])
-    Image.fromarray(_RENDER[chip.modality](ship, view)).save(root / chip.folder / chip.name)
+def write_view(view: View, root: Path, seed: int) -> None:
+    """Draw one chip and write it below `root`; the same view and seed give the same file."""
+    chip, number, turn = view
+    ship = draw_ship(np.random.default_rng([seed, number]))
+    picture = _RENDER[chip.modality](ship, np.random.default_rng([seed, number, turn, chip.modality]))
+    Image.fromarray(picture).save(root / chip.path)
 
 
-def write_dataset(output: Path, chips: Sequence[PlannedChip], seed: int) -> None:
-    """Write `chips` to `output`/HOSS, which appears when all is written or not at all.
+def write_dataset(output: Path, views: Sequence[View], seed: int) -> None:
+    """Write `views` to `output`/HOSS, which appears when all is written or not at all.
 
     Raises:
         UsageError: `output` is a file or a folder that is not empty.
@@ -95,11 +80,11 @@ def write_dataset(output: Path, chips: Sequence[PlannedChip], seed: int) -> None
         raise UsageError(f"{output} exists and is not an empty folder; name a new folder with --output, or delete it first")
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        for folder in ("bounding_box_train", "query", "bounding_box_test"):
-            (temporary / "HOSS" / folder).mkdir(parents=True)
-        with progress(len(chips), "drawing ships", unit="chip") as bar:
-            for chip in chips:
-                write_chip(chip, temporary / "HOSS", seed)
+        for split in (Split.TRAIN, Split.QUERY, Split.GALLERY):
+            (temporary / "HOSS" / FOLDERS[split]).mkdir(parents=True)
+        with progress(len(views), "drawing ships", unit="chip") as bar:
+            for view in views:
+                write_view(view, temporary / "HOSS", seed)
                 bar.update()
         if output.exists():
             output.rmdir()  # empty, as was seen above; not every system renames onto it
@@ -134,9 +119,9 @@ def main(arguments: Sequence[str]) -> None:
         raise UsageError(f"--ships {args.ships} --test-ships {args.test_ships}: take 0 < test ships < ships < 10000")
     if args.distractors < 0 or args.seed < 0:
         raise UsageError("--distractors and --seed must not be negative")
-    chips = list(plan_chips(ships=args.ships, test_ships=args.test_ships, views=args.views, distractors=args.distractors))
-    write_dataset(args.output.absolute(), chips, args.seed)
-    print(f"{len(chips)} chips of {args.ships} ships and {args.distractors} distractors in {args.output}")
+    views = list(plan_views(ships=args.ships, test_ships=args.test_ships, views=args.views, distractors=args.distractors))
+    write_dataset(args.output.absolute(), views, args.seed)
+    print(f"{len(views)} chips of {args.ships} ships and {args.distractors} distractors in {args.output}")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from configs import load_cfg
+from datasets.catalogue import find_modality, find_pictures
 from datasets.chips import read_chip
 from datasets.loaders import build_rendering, build_test_loader
-from datasets.modality import find_modality, list_images
 from datasets.records import DISTRACTOR, Chip, Modality, Split
 from datasets.sar import SarRendering
 from model.build import build_model
@@ -74,7 +74,7 @@ def find_records(path: Path, split: Split, modality: str) -> list[Chip]:
     """
     return [
         Chip(image, DISTRACTOR, MODALITIES[modality] if modality in MODALITIES else find_modality(image), split)
-        for image in list_images(path)
+        for image in find_pictures(path)
     ]
 
 

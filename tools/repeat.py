@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from configs import load_cfg
-from datasets.hoss import read_hoss
+from datasets.catalogue import read_hoss
 from processor.feature_store import hash_files, hash_text
 from processor.ranking.comparison import METRICS, Results, read_results
 from processor.ranking.intervals import METHOD, Interval, mean_interval

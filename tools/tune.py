@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from configs import load_cfg
-from datasets.hoss import HossData, read_hoss
+from datasets.catalogue import HossData, read_hoss
 from datasets.loaders import build_test_loader
 from datasets.records import Modality
 from datasets.validation import build_validation_data

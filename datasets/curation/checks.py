@@ -1,19 +1,18 @@
-"""What a data set in HOSS layout holds, and what is wrong with it. Unlike `datasets.hoss`, goes on after each fault."""
+"""What a data set in HOSS layout holds, and all that is wrong with it: `read_hoss` stops at the first error, this goes on."""
 
 import filecmp
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets.chips import IMAGE_SUFFIXES, read_optical, read_sar
+from datasets.catalogue import CROSS_PROTOCOLS, FOLDERS, Finding, file_of, list_chips, make_protocols
+from datasets.chips import has_colour, modality_of_pixels, read_optical, read_sar
 from datasets.curation.duplicates import perceptual_hash
-from datasets.curation.faults import SPLITS, ChipFacts, Finding, copies, near_duplicates, odd_chips, shared_ships
-from datasets.hoss import CHIP_NAME, CROSS_PROTOCOLS, MODALITIES
-from datasets.modality import has_colour, modality_of_pixels
-from datasets.records import DISTRACTOR, Chip, Modality
+from datasets.curation.faults import MAIN_SPLITS, PixelFacts, copies, near_duplicates, odd_chips, shared_ships
+from datasets.records import DISTRACTOR, Chip, Modality, Split
 from datasets.sar import render_percentile
 from utils.errors import DataError
 from utils.log import progress
@@ -84,18 +83,23 @@ def check_dataset(root_dir: str | Path, *, description: str = "") -> DatasetRepo
     if not hoss.is_dir():
         raise DataError(f"{hoss} is no folder; give the folder that holds HOSS/")
     findings: list[Finding] = []
-    splits = {split: _list_chips(hoss, folder, split, findings) for split, folder in SPLITS.items()}
-    records = [record for split in splits.values() for record in split]
-    chips: list[ChipFacts] = []
-    with progress(len(records), description, unit="chip", visible=bool(description)) as bar:
-        for record in records:
-            chips += _read(record, hoss, findings)
+    splits: dict[Split, tuple[Chip, ...]] = {}
+    for split in MAIN_SPLITS:
+        splits[split], found = list_chips(hoss, split)
+        findings += found
+    chips = [chip for split in splits.values() for chip in split]
+    facts: list[PixelFacts] = []
+    with progress(len(chips), description, unit="chip", visible=bool(description)) as bar:
+        for chip in chips:
+            result = _read(chip)
+            (findings if isinstance(result, Finding) else facts).append(result)
             bar.update()
     protocols = {name: _protocol_facts(*sides) for name, sides in _protocol_sides(hoss, splits, findings).items()}
-    findings += [*odd_chips(chips), *shared_ships(splits), *copies(chips), *near_duplicates(chips), *_unmatched(protocols)]
-    pairs = _training_pairs(splits["train"])
+    findings += [*odd_chips(facts), *shared_ships(splits), *copies(facts), *near_duplicates(facts), *_unmatched(protocols)]
+    pairs = _training_pairs(splits[Split.TRAIN])
+    groups = {split.value: own for split, own in splits.items()} | {"all": chips}
     return DatasetReport(
-        splits={name: _split_facts(split, chips) for name, split in {**splits, "all": records}.items()},
+        splits={name: _split_facts(own, facts) for name, own in groups.items()},
         protocols=protocols,
         training_pairs=sum(pairs.values()),
         training_pair_ships=len(pairs),
@@ -103,108 +107,71 @@ def check_dataset(root_dir: str | Path, *, description: str = "") -> DatasetRepo
     )
 
 
-def _list_chips(hoss: Path, folder: str, split: str, findings: list[Finding]) -> list[Chip]:
-    """Records of the chips in `hoss/folder` that are named by the rules; the others are found fault with."""
-    if not (hoss / folder).is_dir():
-        findings.append(Finding("error", "missing folder", f"{folder} is missing; HOSS layout needs it"))
-        return []
-    paths = sorted(path for path in (hoss / folder).iterdir() if not path.name.startswith("."))
-    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not images:
-        findings.append(Finding("error", "empty folder", f"{folder} holds no chip; put the chips of this split there"))
-    matches = {path: CHIP_NAME.fullmatch(path.stem) if path.is_file() else None for path in images}
-    records = [
-        Chip(path, int(match[1]), MODALITIES[match[2].upper()], split) for path, match in matches.items() if match is not None
-    ]
-    stems = Counter(path.stem.lower() for path in images)
-    faults = [
-        (
-            "error",
-            "name",
-            "are not named <pid>_..._RGB or <pid>_..._SAR, or are no files",
-            [p for p in images if not matches[p]],
-        ),
-        ("error", "name", "share a name but for suffix or case; keep one", [p for p in images if stems[p.stem.lower()] > 1]),
-        ("warning", "not a chip", "have no suffix of an image and are passed over", [p for p in paths if p not in matches]),
-    ]
-    if not split.endswith("gallery"):
-        strays = [record.path for record in records if record.ship == DISTRACTOR]
-        faults.append(("error", "distractor", f"have pid {DISTRACTOR}, which belongs in bounding_box_test only", strays))
-    for level, kind, message, wrong in faults:
-        if wrong:
-            names = tuple(f"{folder}/{path.name}" for path in wrong)
-            findings.append(Finding(level, kind, f"{len(wrong)} file(s) of {folder} {message}", names))
-    return records
-
-
-def _read(record: Chip, hoss: Path, findings: list[Finding]) -> Iterator[ChipFacts]:
-    """Yield the chip of a record; where it cannot be read, say why instead."""
-    name = record.path.relative_to(hoss).as_posix()
+def _read(chip: Chip) -> PixelFacts | Finding:
+    """What the pixels of a chip tell, or why they cannot be read."""
+    is_sar = chip.modality is Modality.SAR
     try:
-        pixels = read_optical(record.path) if record.modality is Modality.OPTICAL else read_sar(record.path)
+        pixels = read_sar(chip.path) if is_sar else read_optical(chip.path)
     except DataError as error:
-        findings.append(_reading_fault(record, name, str(error)))
-        return
-    is_sar = record.modality is Modality.SAR
-    picture = render_percentile(pixels) if is_sar else pixels
-    yield ChipFacts(
-        record=record,
-        name=name,
-        height=pixels.shape[0],
-        width=pixels.shape[1],
+        return _reading_fault(chip, str(error))
+    return PixelFacts(
+        chip=replace(chip, size=pixels.shape[1::-1]),
         values=(float(pixels.min()), float(pixels.max())) if is_sar else None,
         colour=not is_sar and has_colour(pixels),
         digest=hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(),
-        bits=perceptual_hash(picture),
+        bits=perceptual_hash(render_percentile(pixels) if is_sar else pixels),
     )
 
 
-def _reading_fault(record: Chip, name: str, message: str) -> Finding:
+def _reading_fault(chip: Chip, message: str) -> Finding:
     """Why a chip cannot be read: it is of the other modality, or damaged or of a kind that is not understood."""
+    name = file_of(chip)
     try:
-        told = modality_of_pixels(record.path)
+        told = modality_of_pixels(chip.path)
     except DataError:
         told = None
-    if told not in (None, record.modality):
+    if told not in (None, chip.modality):
         kinds = {Modality.OPTICAL: "an optical picture (it has colour)", Modality.SAR: "a SAR chip (one band of values)"}
-        message = f"{name} is named as {record.modality.name} and its pixels are those of {kinds[told]}; rename it"
+        message = f"{name} is named as {chip.modality.name} and its pixels are those of {kinds[told]}; rename it"
         return Finding("error", "modality", message, (name,))
     return Finding("error", "unreadable", message, (name,))
 
 
 def _protocol_sides(
-    hoss: Path, splits: dict[str, list[Chip]], findings: list[Finding]
-) -> dict[str, tuple[list[Chip], list[Chip]]]:
+    hoss: Path, splits: Mapping[Split, Sequence[Chip]], findings: list[Finding]
+) -> dict[str, list[Sequence[Chip]]]:
     """Queries and gallery of every protocol, from `subset/` where it is present."""
-    sides = {"ALL": (splits["query"], splits["gallery"])}
+    query, gallery = splits[Split.QUERY], splits[Split.GALLERY]
+    images = [*query, *gallery]
+    sides = {
+        name: [[images[index] for index in side] for side in (protocol.query, protocol.gallery)]
+        for name, protocol in make_protocols(query, gallery).items()
+    }
     for name, modalities in CROSS_PROTOCOLS.items():
-        own = []
-        for split, modality in zip(("query", "gallery"), modalities):
-            records = splits[split]
-            if (hoss / "subset" / name).is_dir():
-                records = _list_chips(hoss, f"subset/{name}/{SPLITS[split]}", f"{name}/{split}", findings)
-                findings += _strange_in_subset(hoss, records, splits[split], modality)
-            own.append([record for record in records if record.modality is modality])
-        sides[name] = (own[0], own[1])
+        if (hoss / "subset" / name).is_dir():
+            for place, (main, modality) in enumerate(zip((query, gallery), modalities)):
+                chips, found = list_chips(hoss, Split(f"{name}/{('query', 'gallery')[place]}"))
+                findings += [*found, *_strange_in_subset(chips, main, modality)]
+                sides[name][place] = [chip for chip in chips if chip.modality is modality]
     return sides
 
 
-def _strange_in_subset(hoss: Path, subset: list[Chip], main: list[Chip], modality: Modality) -> Iterator[Finding]:
+def _strange_in_subset(subset: Sequence[Chip], main: Sequence[Chip], modality: Modality) -> Iterator[Finding]:
     """Yield chips of a subset folder that the main split does not hold, or of the wrong sensor."""
-    originals = {record.path.name: record.path for record in main}
-    same = {r: r.path.name in originals and filecmp.cmp(r.path, originals[r.path.name], shallow=False) for r in subset}
-    faults = [
-        (
-            "warning",
-            f"are no copies of files in {SPLITS[subset[0].split[4:]]}" if subset else "",
-            [r for r in subset if not same[r]],
-        ),
-        ("error", f"are not {modality.name}, as this protocol asks", [r for r in subset if r.modality is not modality]),
+    originals = {chip.path.name: chip.path for chip in main}
+    strange = [
+        chip
+        for chip in subset
+        if chip.path.name not in originals or not filecmp.cmp(chip.path, originals[chip.path.name], shallow=False)
     ]
-    for level, message, wrong in faults:
-        if wrong:
-            names = tuple(record.path.relative_to(hoss).as_posix() for record in wrong)
-            yield Finding(level, "subset", f"{len(wrong)} file(s) of subset {message}", names)
+    wrong = [chip for chip in subset if chip.modality is not modality]
+    for level, message, chips in (
+        ("warning", "are no copies of files in {}", strange),
+        ("error", f"are not {modality.name}, as this protocol asks", wrong),
+    ):
+        if chips:
+            message = f"{len(chips)} file(s) of subset {message.format(FOLDERS[Split(chips[0].split.side)])}"
+            yield Finding(level, "subset", message, tuple(map(file_of, chips)))
 
 
 def _protocol_facts(query: Sequence[Chip], gallery: Sequence[Chip]) -> ProtocolFacts:
@@ -230,24 +197,24 @@ def _unmatched(protocols: dict[str, ProtocolFacts]) -> Iterator[Finding]:
 
 def _training_pairs(train: Sequence[Chip]) -> dict[int, int]:
     """Optical x SAR pairs of each ship that has any."""
-    counts = Counter((record.ship, record.modality) for record in train)
+    counts = Counter((chip.ship, chip.modality) for chip in train)
     pairs = {pid: counts[pid, Modality.OPTICAL] * counts[pid, Modality.SAR] for pid, _ in counts}
     return {pid: count for pid, count in pairs.items() if count}
 
 
-def _split_facts(records: Sequence[Chip], chips: Sequence[ChipFacts]) -> SplitFacts:
-    own = {record.path for record in records}
-    read = [chip for chip in chips if chip.record.path in own]
-    optical = sum(record.modality is Modality.OPTICAL for record in records)
+def _split_facts(chips: Sequence[Chip], facts: Sequence[PixelFacts]) -> SplitFacts:
+    own = {chip.path for chip in chips}
+    read = [pixels for pixels in facts if pixels.chip.path in own]
+    optical = sum(chip.modality is Modality.OPTICAL for chip in chips)
     return SplitFacts(
-        images=len(records),
-        ships=len({record.ship for record in records} - {DISTRACTOR}),
+        images=len(chips),
+        ships=len({chip.ship for chip in chips} - {DISTRACTOR}),
         optical=optical,
-        sar=len(records) - optical,
-        distractors=sum(record.ship == DISTRACTOR for record in records),
-        height=_range(chip.height for chip in read),
-        width=_range(chip.width for chip in read),
-        sar_values=_range(value for chip in read for value in chip.values or ()),
+        sar=len(chips) - optical,
+        distractors=sum(chip.ship == DISTRACTOR for chip in chips),
+        height=_range(pixels.chip.size[1] for pixels in read),
+        width=_range(pixels.chip.size[0] for pixels in read),
+        sar_values=_range(value for pixels in read for value in pixels.values or ()),
     )
 
 

@@ -2,15 +2,15 @@
 
 import csv
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from datasets.chips import IMAGE_SUFFIXES
-from datasets.modality import NAME_WORDS, find_modality
-from datasets.records import Modality
+from datasets.catalogue import IMAGE_SUFFIXES, NAME_WORDS, find_modality
+from datasets.records import DISTRACTOR, Chip, Modality, Split
 from utils.errors import DataError
 
 MODALITY_WORDS = NAME_WORDS | {"eo": Modality.OPTICAL, "visible": Modality.OPTICAL, "0": Modality.OPTICAL, "1": Modality.SAR}
@@ -21,23 +21,21 @@ NO_SHIP = ("", "-1", "-1.0", "nan", "none", "null")
 
 
 @dataclass(frozen=True)
-class ListedImage:
-    """One line of a table.
+class ChipTable:
+    """Chips with what a table calls them.
 
     Attributes:
-        image_id: as written there; it names the image in a task.
-        path: the file.
-        ship: as written there; '' where the ship is not known.
-        modality: optical or SAR.
+        chips: in the order of the table; their split is still to be drawn (TRAIN).
+        ids: path of a chip -> its image_id, which names it in a task and decides its place in draws.
+        ships: path of a chip -> its ship as written there; '' where the ship is not known.
     """
 
-    image_id: str
-    path: Path
-    ship: str
-    modality: Modality
+    chips: tuple[Chip, ...]
+    ids: dict[Path, str]
+    ships: dict[Path, str]
 
 
-def read_table(table: Path, images: Path) -> tuple[ListedImage, ...]:
+def read_table(table: Path, images: Path) -> ChipTable:
     """Read a CSV of images: columns `image_id` or `path` or both, `ship_id`, and `modality` unless names or pixels tell it.
 
     Separated by commas, semicolons or tabs; UTF-8, with or without byte order mark. A path may have slashes or backslashes. An
@@ -53,15 +51,32 @@ def read_table(table: Path, images: Path) -> tuple[ListedImage, ...]:
     lines = _read_csv(table)
     if not lines:
         raise DataError(f"{table} lists no image; put one line for each below the names of the columns")
-    listed = []
+    rows = []
     for number, line in lines:
         try:
-            listed.append(_listed_image(line, images))
+            rows.append(_read_line(line, images))
         except DataError as error:
             raise DataError(f"{table}, line {number}: {error}") from error
-    _refuse_repeated(table, "image_id", [image.image_id for image in listed])
-    _refuse_repeated(table, "file", [str(image.path) for image in listed])
-    return tuple(listed)
+    _refuse_repeated(table, "image_id", [image_id for _, image_id, *_ in rows])
+    _refuse_repeated(table, "file", [str(path) for path, *_ in rows])
+    pids = number_ships(ship for *_, ship, _ in rows)
+    return ChipTable(
+        chips=tuple(Chip(path, pids[ship], modality, Split.TRAIN) for path, _, ship, modality in rows),
+        ids={path: image_id for path, image_id, *_ in rows},
+        ships={path: ship for path, _, ship, _ in rows},
+    )
+
+
+def number_ships(ships: Iterable[str]) -> dict[str, int]:
+    """Give each ship its pid: its own number where all are numbers, else 1, 2, ... in sorted order; '' is `DISTRACTOR`."""
+    names = sorted(set(ships) - {""})
+    # Spreadsheets write 12.0 for 12 in a column with empty cells.
+    numbers = [re.fullmatch(r"([0-9]{1,18})(?:\.0)?", name, re.ASCII) for name in names]
+    if all(numbers):
+        pids = {name: int(match[1]) for name, match in zip(names, numbers)}
+    else:
+        pids = {name: pid for pid, name in enumerate(names, start=1)}
+    return pids | {"": DISTRACTOR}
 
 
 def _read_csv(table: Path) -> list[tuple[int, dict[str, str]]]:
@@ -84,7 +99,8 @@ def _read_csv(table: Path) -> list[tuple[int, dict[str, str]]]:
     return [(number, dict(zip(columns, cells))) for number, cells in lines if any(cells)]
 
 
-def _listed_image(line: dict[str, str], images: Path) -> ListedImage:
+def _read_line(line: dict[str, str], images: Path) -> tuple[Path, str, str, Modality]:
+    """File, image_id, ship and modality of a line."""
     written = line.get("path") or line.get("image_id", "")
     if not written:
         raise DataError("neither image_id nor path is given; name the image")
@@ -93,12 +109,8 @@ def _listed_image(line: dict[str, str], images: Path) -> ListedImage:
     if word and word not in MODALITY_WORDS:
         raise DataError(f"modality {word!r} is unknown; write 'optical' or 'sar'")
     ship = line.get("ship_id", "")
-    return ListedImage(
-        image_id=line.get("image_id") or written,
-        path=path,
-        ship="" if ship.lower() in NO_SHIP else ship,
-        modality=MODALITY_WORDS[word] if word else find_modality(path),
-    )
+    ship = "" if ship.lower() in NO_SHIP else ship
+    return path, line.get("image_id") or written, ship, MODALITY_WORDS[word] if word else find_modality(path)
 
 
 def _find_file(written: str, images: Path) -> Path:
@@ -125,7 +137,7 @@ def _refuse_repeated(table: Path, what: str, values: Iterable[str]) -> None:
         raise DataError(f"{table} lists one {what} several times; keep one line of each of: {', '.join(repeated[:5])}{more}")
 
 
-def read_task(task: Path, images: Sequence[ListedImage]) -> tuple[tuple[ListedImage, ...], tuple[ListedImage, ...]]:
+def read_task(task: Path, table: ChipTable) -> tuple[tuple[Chip, ...], tuple[Chip, ...]]:
     """Read which images are queries and which are candidates: {"query": [image_id, ...], "candidates": [image_id, ...]}.
 
     `queries` and `gallery` are understood too, and a list of {"query": image_id, "candidates": [image_id, ...]}, of which all
@@ -146,18 +158,19 @@ def read_task(task: Path, images: Sequence[ListedImage]) -> tuple[tuple[ListedIm
     entries = content if isinstance(content, list) else [content]
     queries = _names(task, entries, ("query", "queries"))
     candidates = _names(task, entries, ("candidates", "gallery"))
-    by_name = {image.path.name: image.image_id for image in images} | {image.image_id: image.image_id for image in images}
+    ids = [table.ids[chip.path] for chip in table.chips]
+    by_name = {chip.path.name: image_id for chip, image_id in zip(table.chips, ids)} | {image_id: image_id for image_id in ids}
     unknown = sorted((queries | candidates) - set(by_name))
     if unknown:
         raise DataError(f"{task} names {len(unknown)} image(s) that the table does not list, such as {unknown[0]}; add them")
     query_ids, gallery_ids = ({by_name[name] for name in names} for names in (queries, candidates))
     if both := sorted(query_ids & gallery_ids):
         raise DataError(f"{task} names {both[0]} both as query and as candidate; take it out of one of the lists")
-    if unlabelled := [image.image_id for image in images if image.image_id in query_ids and not image.ship]:
+    query, gallery = (tuple(chip for chip in table.chips if table.ids[chip.path] in own) for own in (query_ids, gallery_ids))
+    if unlabelled := [table.ids[chip.path] for chip in query if chip.ship == DISTRACTOR]:
         raise DataError(
             f"{task}: the ship of the query {unlabelled[0]} is not known; images without ship_id are ranked by tools.rank"
         )
-    query, gallery = (tuple(image for image in images if image.image_id in ids) for ids in (query_ids, gallery_ids))
     return query, gallery
 
 

@@ -1,73 +1,58 @@
-"""Splitting listed images by ship, and the numbers that ships have in HOSS layout."""
+"""Splitting chips by ship."""
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from datasets.curation.importing import ListedImage
-from datasets.records import DISTRACTOR, Modality
+from datasets.curation.importing import ChipTable
+from datasets.records import Chip, Modality, Split
 from utils.errors import DataError
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Which image goes where. Ships of training, validation and test are different ones.
-
-    Attributes:
-        train: training images.
-        validation_query, validation_gallery: of ships to choose weights by; empty if there are none.
-        query, gallery: of ships to test on; distractors are in a gallery.
-    """
-
-    train: tuple[ListedImage, ...]
-    validation_query: tuple[ListedImage, ...]
-    validation_gallery: tuple[ListedImage, ...]
-    query: tuple[ListedImage, ...]
-    gallery: tuple[ListedImage, ...]
-
-
-def split_images(
-    images: Sequence[ListedImage],
+def split_chips(
+    table: ChipTable,
     *,
     validation: float,
     test: float,
     seed: int,
-    task: tuple[Sequence[ListedImage], Sequence[ListedImage]] | None = None,
-) -> Parts:
-    """Split images by ship; the same table, shares and seed give the same parts, whatever the order of the lines.
+    task: tuple[Sequence[Chip], Sequence[Chip]] | None = None,
+) -> dict[Split, tuple[Chip, ...]]:
+    """Split chips by ship; the same table, shares and seed give the same parts, whatever the order of the lines.
 
     Ships that both sensors saw and ships that one sensor saw are drawn apart, so that every part has its share of either. A
     ship of one image has nothing to be found by and is for training. Of a ship that is not for training, one image of each
     sensor is a query; where a sensor saw it once only, an image of one of the two sensors is, of either in turn.
 
     Args:
-        images: the table.
+        table: the chips.
         validation: share of the ships for validation, 0 for none.
         test: share of the ships for the test; not used with a task.
         seed: of the draw.
         task: queries and gallery of the test, where they are given; other images of the queries' and the candidates' ships
             go nowhere.
 
+    Returns:
+        Of TRAIN, VALIDATION_QUERY, VALIDATION_GALLERY, QUERY and GALLERY the chips, whose split is now that one. Ships of
+        training, validation and test are different ones; distractors are in a gallery.
+
     Raises:
         DataError: too few ships for a part that is asked for.
     """
     generator = np.random.default_rng(seed)
-    ships: dict[str, list[ListedImage]] = {}
-    for image in sorted(images, key=lambda image: image.image_id):
-        ships.setdefault(image.ship, []).append(image)
+    ships: dict[str, list[Chip]] = {}
+    for chip in sorted(table.chips, key=lambda chip: table.ids[chip.path]):
+        ships.setdefault(table.ships[chip.path], []).append(chip)
     strangers = ships.pop("", [])
     query, gallery = [], []
     if task is not None:
         query, gallery = task
-        taken = {image.image_id for image in (*query, *gallery)}
-        strangers = [image for image in strangers if image.image_id not in taken]
-        test_ships = {image.ship for image in (*query, *gallery)}
+        strangers = [chip for chip in strangers if chip not in set(gallery)]
+        test_ships = {table.ships[chip.path] for chip in (*query, *gallery)}
         ships = {ship: views for ship, views in ships.items() if ship not in test_ships}
         test = 0.0
     drawn = _draw_ships(ships, {"validation": validation, "test": test}, generator)
-    train = [image for ship, views in ships.items() if ship not in drawn["validation"] | drawn["test"] for image in views]
+    train = [chip for ship, views in ships.items() if ship not in drawn["validation"] | drawn["test"] for chip in views]
     if not train:
         raise DataError("no ship is left for training; make the shares of validation and test smaller")
     validation_query, validation_gallery = _queries_and_gallery(ships, drawn["validation"], generator)
@@ -75,15 +60,20 @@ def split_images(
         query, gallery = _queries_and_gallery(ships, drawn["test"], generator)
     # Distractors go to the galleries in the ratio of their shares; with a task, those that it does not name to validation.
     to_validation = generator.random(len(strangers)) < (validation / (validation + test) if validation else 0.0)
-    validation_gallery += [image for image, chosen in zip(strangers, to_validation) if chosen]
+    validation_gallery += [chip for chip, chosen in zip(strangers, to_validation) if chosen]
     if task is None:
-        gallery += [image for image, chosen in zip(strangers, to_validation) if not chosen]
-    return Parts(*map(tuple, (train, validation_query, validation_gallery, query, gallery)))
+        gallery += [chip for chip, chosen in zip(strangers, to_validation) if not chosen]
+    parts = {
+        Split.TRAIN: train,
+        Split.VALIDATION_QUERY: validation_query,
+        Split.VALIDATION_GALLERY: validation_gallery,
+        Split.QUERY: query,
+        Split.GALLERY: gallery,
+    }
+    return {split: tuple(replace(chip, split=split) for chip in chips) for split, chips in parts.items()}
 
 
-def _draw_ships(
-    ships: dict[str, list[ListedImage]], shares: dict[str, float], generator: np.random.Generator
-) -> dict[str, set[str]]:
+def _draw_ships(ships: dict[str, list[Chip]], shares: dict[str, float], generator: np.random.Generator) -> dict[str, set[str]]:
     """Draw disjoint sets of ships for the named shares of all ships."""
     drawn: dict[str, set[str]] = {name: set() for name in shares}
     for sensors in (2, 1):
@@ -102,8 +92,8 @@ def _draw_ships(
 
 
 def _queries_and_gallery(
-    ships: dict[str, list[ListedImage]], chosen: set[str], generator: np.random.Generator
-) -> tuple[list[ListedImage], list[ListedImage]]:
+    ships: dict[str, list[Chip]], chosen: set[str], generator: np.random.Generator
+) -> tuple[list[Chip], list[Chip]]:
     """Take the queries out of the images of the chosen ships, so that each query leaves a match of every other sensor."""
     queries, gallery = [], []
     turn = int(generator.integers(2))
@@ -117,15 +107,3 @@ def _queries_and_gallery(
         queries += own
         gallery += [view for view in ships[ship] if view not in own]
     return queries, gallery
-
-
-def number_ships(images: Iterable[ListedImage]) -> dict[str, int]:
-    """Give each ship its pid: its own number where all are numbers, else 1, 2, ... in sorted order; '' is `DISTRACTOR`."""
-    ships = sorted({image.ship for image in images} - {""})
-    # Spreadsheets write 12.0 for 12 in a column with empty cells.
-    numbers = [re.fullmatch(r"([0-9]{1,18})(?:\.0)?", ship, re.ASCII) for ship in ships]
-    if all(numbers):
-        pids = {ship: int(match[1]) for ship, match in zip(ships, numbers)}
-    else:
-        pids = {ship: pid for pid, ship in enumerate(ships, start=1)}
-    return pids | {"": DISTRACTOR}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from datasets.catalogue import read_hoss
 from datasets.chips import size_triple
-from datasets.hoss import read_hoss
 from datasets.loaders import build_test_loader
 from datasets.records import Modality
 from datasets.sar import build_sar_rendering
