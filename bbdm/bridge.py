@@ -5,7 +5,6 @@ in [-1, 1] or first-stage latents; `t` (B,) int64 in 0..T-1; `m` the bridge's wa
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,16 +30,13 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.m)
 
-    @cached_property
-    def transition_variance(self) -> np.ndarray:
-        """(T,) delta_{t|t-1} = delta_t - delta_{t-1} (1 - m_t)^2 / (1 - m_{t-1})^2 (eq. 9), with m_{-1} = delta_{-1} = 0."""
-        earlier_m, earlier_variance = np.append(0.0, self.m[:-1]), np.append(0.0, self.variance[:-1])
-        return self.variance - earlier_variance * ((1 - self.m) / (1 - earlier_m)) ** 2
+    def transition_variance(self, t: int | np.ndarray, s: int | np.ndarray) -> np.ndarray:
+        """delta_{t|s} = delta_t - delta_s (1 - m_t)^2 / (1 - m_s)^2, of the way from s to a later t (eq. 9)."""
+        return self.variance[t] - self.variance[s] * ((1 - self.m[t]) / (1 - self.m[s])) ** 2
 
-    @cached_property
-    def posterior_variance(self) -> np.ndarray:
-        """(T,) delta_{t|t-1} delta_{t-1} / delta_t, the variance of one whole reverse step (eq. 13)."""
-        return self.transition_variance * np.append(0.0, self.variance[:-1]) / self.variance
+    def posterior_variance(self, t: int | np.ndarray, s: int | np.ndarray) -> np.ndarray:
+        """delta_{t|s} delta_s / delta_t, of the reverse step from t to an earlier s (eq. 13)."""
+        return self.transition_variance(t, s) * self.variance[s] / self.variance[t]
 
 
 def make_schedule(kind: str = "linear", *, num_timesteps: int = 1000, max_variance: float = 1.0) -> Schedule:

@@ -4,6 +4,9 @@ generated pictures are compared with real ones.
 Legend: B batch, H x W pixels, D feature width.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,22 +20,15 @@ BATCH = 48
 TEMPERATURE = 0.2
 
 
-class Embedding(nn.Module):
-    """Grey pictures (B, H, W) in 0..1 -> (B, D) features of length 1."""
-
-    def __init__(self):
-        super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in zip((1, *WIDTHS), WIDTHS):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * WIDTHS[-1], FEATURES))
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Embed."""
-        return F.normalize(self.layers(pictures[:, None] - 0.5), dim=1)
+def make_layers() -> nn.Sequential:
+    """Grey pictures (B, 1, H, W) around 0 -> (B, D)."""
+    layers: list[nn.Module] = []
+    for before, after in zip((1, *WIDTHS), WIDTHS):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * WIDTHS[-1], FEATURES))
 
 
-def train_embedding(pictures: Tensor, *, seed: int, steps: int = STEPS) -> Embedding:
+def train_embedding(pictures: Tensor, *, seed: int, steps: int = STEPS) -> Callable[[Tensor], Tensor]:
     """Train on real SAR pictures: two views of a picture (moved, of other gain and speckle) shall meet (SimCLR).
 
     Args:
@@ -41,17 +37,17 @@ def train_embedding(pictures: Tensor, *, seed: int, steps: int = STEPS) -> Embed
         steps: of Adam, each with up to 48 pictures.
 
     Returns:
-        The frozen network, on the CPU.
+        Grey pictures (B, H, W) in 0..1 -> (B, D) features of length 1, on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Embedding()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+        layers = make_layers()
+    optimizer = torch.optim.Adam(layers.parameters(), lr=1e-3)
     with progress(steps, "feature space", unit="step") as bar:
         for _ in range(steps):
             chosen = pictures[torch.randperm(len(pictures), generator=generator)[:BATCH]]
-            first, second = (network(_view(chosen, generator)) for _ in range(2))
+            first, second = (_embed(layers, _view(chosen, generator)) for _ in range(2))
             logits = first @ second.T / TEMPERATURE
             own = torch.arange(len(chosen))
             loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
@@ -59,7 +55,11 @@ def train_embedding(pictures: Tensor, *, seed: int, steps: int = STEPS) -> Embed
             loss.backward()
             optimizer.step()
             bar.update()
-    return network.eval().requires_grad_(False)
+    return partial(_embed, layers.eval().requires_grad_(False))
+
+
+def _embed(layers: nn.Sequential, pictures: Tensor) -> Tensor:
+    return F.normalize(layers(pictures[:, None] - 0.5), dim=1)
 
 
 def _view(pictures: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 Legend: B batch, C channels, H x W pixels, h x w latents (a quarter of the picture's sides with three levels), N codes.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -32,7 +33,7 @@ class ResidualBlock(nn.Module):
         return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class AttentionBlock(nn.Module):
+class SingleHeadAttention(nn.Module):
     """Single-head self-attention over pixels, (B, C, H, W) -> the same."""
 
     def __init__(self, channels: int):
@@ -54,28 +55,12 @@ class AttentionBlock(nn.Module):
         return x + self.proj_out(attended.squeeze(1).transpose(1, 2).reshape(x.shape))
 
 
-class Downsample(nn.Module):
-    """Halve the resolution by a convolution, padded at the right and the bottom only."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H / 2, W / 2)."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Double the resolution: nearest neighbour, then a convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+def make_resampler(channels: int, direction: str) -> nn.Sequential:
+    """(B, C, H, W) -> (B, C, H / 2, W / 2) for 'down', padded at the right and the bottom only; (B, C, 2 H, 2 W) for 'up'."""
+    if direction == "down":
+        return nn.Sequential(OrderedDict(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(channels, channels, 3, stride=2)))
+    enlarge = nn.Upsample(scale_factor=2.0, mode="nearest")
+    return nn.Sequential(OrderedDict(enlarge=enlarge, conv=nn.Conv2d(channels, channels, 3, padding=1)))
 
 
 class Level(nn.Module):
@@ -84,12 +69,9 @@ class Level(nn.Module):
     def __init__(self, channels: int, out_channels: int, *, blocks: int, attention: bool, resample: str | None):
         super().__init__()
         self.block = nn.ModuleList(ResidualBlock(channels if i == 0 else out_channels, out_channels) for i in range(blocks))
-        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks if attention else 0))
-        if resample == "down":
-            self.downsample = Downsample(out_channels)
-        elif resample == "up":
-            self.upsample = Upsample(out_channels)
-        self.resample = resample
+        self.attn = nn.ModuleList(SingleHeadAttention(out_channels) for _ in range(blocks if attention else 0))
+        self.downsample = make_resampler(out_channels, "down") if resample == "down" else nn.Identity()
+        self.upsample = make_resampler(out_channels, "up") if resample == "up" else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
@@ -97,70 +79,58 @@ class Level(nn.Module):
             x = block(x)
             if self.attn:
                 x = self.attn[index](x)
-        if self.resample == "down":
-            return self.downsample(x)
-        return self.upsample(x) if self.resample == "up" else x
+        return self.upsample(self.downsample(x))
 
 
-class Middle(nn.Module):
-    """Block, attention, block at the lowest resolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.block_1 = ResidualBlock(channels, channels)
-        self.attn_1 = AttentionBlock(channels)
-        self.block_2 = ResidualBlock(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> the same."""
-        return self.block_2(self.attn_1(self.block_1(x)))
+def make_middle(channels: int) -> nn.Sequential:
+    """Block, attention, block at the lowest resolution, (B, C, h, w) -> the same."""
+    return nn.Sequential(
+        OrderedDict(
+            block_1=ResidualBlock(channels, channels),
+            attn_1=SingleHeadAttention(channels),
+            block_2=ResidualBlock(channels, channels),
+        )
+    )
 
 
-class Encoder(nn.Module):
+def make_encoder(
+    in_channels: int, out_channels: int, *, widths: Sequence[int], blocks: int, attention: Sequence[bool]
+) -> nn.Sequential:
     """Picture (B, C, H, W) -> features (B, C_z, h, w)."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, widths: Sequence[int], blocks: int, attention: Sequence[bool]):
-        super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        before = [widths[0], *widths[:-1]]
-        last = len(widths) - 1
-        self.down = nn.ModuleList(
-            Level(before[i], widths[i], blocks=blocks, attention=attention[i], resample="down" if i < last else None)
-            for i in range(len(widths))
+    before = [widths[0], *widths[:-1]]
+    last = len(widths) - 1
+    return nn.Sequential(
+        OrderedDict(
+            conv_in=nn.Conv2d(in_channels, widths[0], 3, padding=1),
+            down=nn.Sequential(
+                *(
+                    Level(before[i], widths[i], blocks=blocks, attention=attention[i], resample="down" if i < last else None)
+                    for i in range(len(widths))
+                )
+            ),
+            mid=make_middle(widths[-1]),
+            norm_out=group_norm(widths[-1]),
+            activation=nn.SiLU(),
+            conv_out=nn.Conv2d(widths[-1], out_channels, 3, padding=1),
         )
-        self.mid = Middle(widths[-1])
-        self.norm_out = group_norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Encode."""
-        h = self.conv_in(x)
-        for level in self.down:
-            h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+    )
 
 
-class Decoder(nn.Module):
+def make_decoder(
+    in_channels: int, out_channels: int, *, widths: Sequence[int], blocks: int, attention: Sequence[bool]
+) -> nn.Sequential:
     """Features (B, C_z, h, w) -> picture (B, C, H, W)."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, widths: Sequence[int], blocks: int, attention: Sequence[bool]):
-        super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1])
-        before = [*widths[1:], widths[-1]]
-        self.up = nn.ModuleList(
-            Level(before[i], widths[i], blocks=blocks + 1, attention=attention[i], resample="up" if i else None)
-            for i in range(len(widths))
-        )
-        self.norm_out = group_norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Decode."""
-        h = self.mid(self.conv_in(z))
-        for level in reversed(self.up):
-            h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+    before = [*widths[1:], widths[-1]]
+    layers = OrderedDict(conv_in=nn.Conv2d(in_channels, widths[-1], 3, padding=1), mid=make_middle(widths[-1]))
+    levels = [
+        Level(before[i], widths[i], blocks=blocks + 1, attention=attention[i], resample="up" if i else None)
+        for i in range(len(widths))
+    ]
+    # Levels are numbered from full resolution on, and run from the lowest.
+    layers["up"] = nn.Sequential(OrderedDict((str(i), levels[i]) for i in reversed(range(len(levels)))))
+    layers["norm_out"], layers["activation"] = group_norm(widths[0]), nn.SiLU()
+    layers["conv_out"] = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+    return nn.Sequential(layers)
 
 
 class Codebook(nn.Module):
@@ -186,7 +156,7 @@ class Codebook(nn.Module):
 class FirstStage(nn.Module):
     """Picture <-> latent. The bridge lives on `encode`'s latents, which are not quantised; `decode` quantises them first."""
 
-    def __init__(self, *, encoder: Encoder, decoder: Decoder, latent_channels: int, codes: int, code_width: int):
+    def __init__(self, *, encoder: nn.Sequential, decoder: nn.Sequential, latent_channels: int, codes: int, code_width: int):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -251,8 +221,8 @@ def make_first_stage(
     widths = [width * multiplier for multiplier in multipliers]
     attention = [picture_size // 2**level in attention_sizes for level in range(len(widths))]
     return FirstStage(
-        encoder=Encoder(in_channels, latent_channels, widths=widths, blocks=blocks, attention=attention),
-        decoder=Decoder(latent_channels, out_channels, widths=widths, blocks=blocks, attention=attention),
+        encoder=make_encoder(in_channels, latent_channels, widths=widths, blocks=blocks, attention=attention),
+        decoder=make_decoder(latent_channels, out_channels, widths=widths, blocks=blocks, attention=attention),
         latent_channels=latent_channels,
         codes=codes,
         code_width=code_width,

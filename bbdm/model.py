@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bbdm.bridge import Bridge, bridge_loss, make_schedule
 from bbdm.checkpoints import fill_network, read_bridge, read_first_stage
+from bbdm.data import layout_of
 from bbdm.first_stage import FirstStage, make_first_stage
 from bbdm.sampler import Noise, few_steps, released_steps, sample_few_steps, sample_released
 from bbdm.unet import UNet, make_unet
@@ -233,7 +234,7 @@ def build_model(cfg, device: torch.device, precision: Precision, *, weights: str
     if weights:
         fill_network(network, read_bridge(weights), weights, "BBDM.WIDTH, MULTIPLIERS, BLOCKS and SPACE")
     first_stage = build_first_stage(cfg, weights=weights)
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    layout = layout_of(device)
     network.to(device, memory_format=layout)
     if first_stage is not None:
         first_stage.to(device, memory_format=layout)

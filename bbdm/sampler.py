@@ -54,7 +54,7 @@ def sample_released(
         if step + 1 == len(steps):
             return x0
         s = steps[step + 1]
-        sigma2 = (variance[t] - variance[s] * ((1 - m[t]) / (1 - m[s])) ** 2) * variance[s] / variance[t]  # eq. 13
+        sigma2 = schedule.posterior_variance(t, s)
         keep = math.sqrt((variance[s] - sigma2) / variance[t])
         mean = (1 - m[s]) * x0 + m[s] * y + keep * (x - (1 - m[t]) * x0 - m[t] * y)  # eq. 14
         x = mean + eta * math.sqrt(max(sigma2, 0.0)) * noise(step)

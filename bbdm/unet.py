@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+GROUPS = 32
+"""Of every normalisation."""
+
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
     """Cosines, then sines, of t at width / 2 frequencies from 1 down to 1/10000: (B,) -> (B, width) float32; width even."""
@@ -21,21 +24,18 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, eps 1e-5."""
-    return nn.GroupNorm(32, channels)
-
-
-class ResidualBlock(nn.Module):
+class TimedBlock(nn.Module):
     """(B, C, H, W), (B, E) -> (B, C', H', W'), with H' = H, H / 2 (`resample` 'down') or 2 H ('up')."""
 
     def __init__(self, channels: int, out_channels: int, *, time_width: int, resample: str | None = None, dropout: float = 0.0):
         super().__init__()
         self.resample = resample
-        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_width, 2 * out_channels))
         self.out_layers = nn.Sequential(
-            group_norm(out_channels),
+            nn.GroupNorm(GROUPS, out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
         return x
 
 
-class AttentionBlock(nn.Module):
+class PixelAttention(nn.Module):
     """Self-attention over pixels, (B, C, H, W) -> the same; C is heads x (C / heads), split before queries, keys and values."""
 
     def __init__(self, channels: int, *, head_width: int):
@@ -70,7 +70,7 @@ class AttentionBlock(nn.Module):
         if channels % head_width:
             raise ValueError(f"{channels} channels do not divide into attention heads of width {head_width}")
         self.heads = channels // head_width
-        self.norm = group_norm(channels)
+        self.norm = nn.GroupNorm(GROUPS, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
 
@@ -91,7 +91,7 @@ class TimedSequential(nn.Sequential):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, H, W), (B, E) -> (B, C', H', W')."""
         for layer in self:
-            x = layer(x, time) if isinstance(layer, ResidualBlock) else layer(x)
+            x = layer(x, time) if isinstance(layer, TimedBlock) else layer(x)
         return x
 
 
@@ -118,7 +118,7 @@ class UNet(nn.Module):
         self.input_blocks = nn.ModuleList(input_blocks)
         self.middle_block = middle_block
         self.output_blocks = nn.ModuleList(output_blocks)
-        self.out = nn.Sequential(group_norm(width), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1))
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Run the network; the condition's channels follow those of x."""
@@ -166,13 +166,13 @@ def make_unet(
     """
 
     def level(channels: int, out: int, factor: int) -> list[nn.Module]:
-        layers: list[nn.Module] = [ResidualBlock(channels, out, time_width=4 * width, dropout=dropout)]
+        layers: list[nn.Module] = [TimedBlock(channels, out, time_width=4 * width, dropout=dropout)]
         if factor in attention_factors:
-            layers.append(AttentionBlock(out, head_width=head_width))
+            layers.append(PixelAttention(out, head_width=head_width))
         return layers
 
-    def resampler(channels: int, direction: str) -> ResidualBlock:
-        return ResidualBlock(channels, channels, time_width=4 * width, resample=direction, dropout=dropout)
+    def resampler(channels: int, direction: str) -> TimedBlock:
+        return TimedBlock(channels, channels, time_width=4 * width, resample=direction, dropout=dropout)
 
     down = [TimedSequential(nn.Conv2d(in_channels, width, 3, padding=1))]
     skip_channels, channels = [width], width
@@ -185,9 +185,9 @@ def make_unet(
             down.append(TimedSequential(resampler(channels, "down")))
             skip_channels.append(channels)
     middle = TimedSequential(
-        ResidualBlock(channels, channels, time_width=4 * width, dropout=dropout),
-        AttentionBlock(channels, head_width=head_width),
-        ResidualBlock(channels, channels, time_width=4 * width, dropout=dropout),
+        TimedBlock(channels, channels, time_width=4 * width, dropout=dropout),
+        PixelAttention(channels, head_width=head_width),
+        TimedBlock(channels, channels, time_width=4 * width, dropout=dropout),
     )
     up = []
     for index, multiplier in reversed(list(enumerate(multipliers))):
@@ -220,7 +220,7 @@ def _set_start_values(network: UNet) -> None:
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.weight.normal_(0.0, 0.02)
-            elif isinstance(module, AttentionBlock):
+            elif isinstance(module, PixelAttention):
                 module.proj_out.weight.zero_()
                 module.proj_out.bias.zero_()
         for last in _last_layers(network):
@@ -230,5 +230,5 @@ def _set_start_values(network: UNet) -> None:
 def _last_layers(network: UNet) -> Iterator[nn.Conv2d]:
     yield network.out[-1]
     for module in network.modules():
-        if isinstance(module, ResidualBlock):
+        if isinstance(module, TimedBlock):
             yield module.out_layers[-1]

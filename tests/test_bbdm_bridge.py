@@ -18,16 +18,24 @@ def test_first_and_last_rows_of_the_linear_schedule_are_exact():
     schedule = make_schedule("linear", num_timesteps=1000)
     assert schedule.m[0] == 0.001
     np.testing.assert_allclose(schedule.variance[[0, -1]], 2 * 0.001 * 0.999, rtol=1e-13)
-    assert schedule.transition_variance[0] == schedule.variance[0]  # nothing lies before t = 0
-    assert schedule.posterior_variance[0] == 0.0
 
 
 def test_two_transitions_make_one_marginal():
     schedule = make_schedule("sin", num_timesteps=50)
-    ratio = (1 - schedule.m[1:]) / (1 - schedule.m[:-1])
-    np.testing.assert_allclose(
-        ratio**2 * schedule.variance[:-1] + schedule.transition_variance[1:], schedule.variance[1:], atol=1e-12
-    )
+    for gap in (1, 7):
+        t = np.arange(gap, 50)
+        ratio = (1 - schedule.m[t]) / (1 - schedule.m[t - gap])
+        whole = ratio**2 * schedule.variance[t - gap] + schedule.transition_variance(t, t - gap)
+        np.testing.assert_allclose(whole, schedule.variance[t], atol=1e-12)
+
+
+def test_the_variance_of_a_reverse_step_is_that_of_a_gaussian_given_the_later_state():
+    """Of x_s ~ N(., d_s) and x_t = r x_s + N(., d_{t|s}), x_s given x_t has 1 / (1 / d_s + r^2 / d_{t|s})."""
+    schedule = make_schedule(num_timesteps=50)
+    t, s = np.array([20, 40, 49]), np.array([19, 3, 0])
+    ratio = (1 - schedule.m[t]) / (1 - schedule.m[s])
+    expected = 1 / (1 / schedule.variance[s] + ratio**2 / schedule.transition_variance(t, s))
+    np.testing.assert_allclose(schedule.posterior_variance(t, s), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from bbdm.first_stage import AttentionBlock as FirstStageAttention
-from bbdm.first_stage import Codebook, make_first_stage
-from bbdm.unet import AttentionBlock, ResidualBlock, make_unet, timestep_embedding
+from bbdm.first_stage import Codebook, SingleHeadAttention, make_first_stage
+from bbdm.unet import PixelAttention, TimedBlock, make_unet, timestep_embedding
 
 SMALL = {"width": 32, "multipliers": (1, 2), "blocks": 1, "head_width": 16}
 
@@ -21,9 +20,9 @@ def test_start_values_follow_the_release():
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and module.weight.numel() > 5000:
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
-        if isinstance(module, ResidualBlock):
+        if isinstance(module, TimedBlock):
             assert not module.out_layers[-1].bias.any()
-        if isinstance(module, AttentionBlock):
+        if isinstance(module, PixelAttention):
             assert not module.proj_out.weight.any()
             assert module.qkv.weight.any()
     assert network.out[-1].weight.std().item() == pytest.approx(0.02, rel=0.1)
@@ -79,7 +78,7 @@ def test_first_stage_decodes_by_way_of_the_codes():
         torch.testing.assert_close(stage.decode(latent), stage.decode(vectors))
 
 
-@pytest.mark.parametrize("block", [AttentionBlock(64, head_width=32), FirstStageAttention(32)], ids=["unet", "first stage"])
+@pytest.mark.parametrize("block", [PixelAttention(64, head_width=32), SingleHeadAttention(32)], ids=["unet", "first stage"])
 def test_attention_hands_over_what_fused_kernels_take(block, monkeypatch):
     seen = []
 

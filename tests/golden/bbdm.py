@@ -24,11 +24,12 @@ def check_schedule(vectors: Vectors) -> Iterator[Comparison]:
     for name in {key.rsplit(".", 1)[0] for key in vectors}:
         kind, num_timesteps, sample_step = name.rsplit("_", 2)
         schedule = make_schedule(kind, num_timesteps=int(num_timesteps))
+        t = np.arange(1, len(schedule))  # nothing lies before t = 0: its transition is its marginal, and leaves nothing to draw
         ours = {
             "m_t": schedule.m,
             "variance_t": schedule.variance,
-            "variance_t_tminus": schedule.transition_variance,
-            "posterior_variance_t": schedule.posterior_variance,
+            "variance_t_tminus": np.append(schedule.variance[0], schedule.transition_variance(t, t - 1)),
+            "posterior_variance_t": np.append(0.0, schedule.posterior_variance(t, t - 1)),
         }
         worst = max([worst, *(_difference(ours[key], vectors[f"{name}.{key}"]) for key in ours)])
         if released_steps(int(num_timesteps), int(sample_step)) != vectors[f"{name}.steps"].tolist():
