@@ -290,6 +290,30 @@ def test_tables_align():
     ]
 
 
+def test_tables_put_words_to_the_left_and_figures_to_the_right():
+    rows = [["ALL", "24.3", "[20.1, 28.9]", "", 88, None], ["O2S", "-", "+4.0", "<- chosen", "1,234", "none"]]
+    assert table(["protocol", "mAP", "95 %", "", "queries", "last"], rows).splitlines() == [
+        "protocol   mAP          95 %             queries  last",
+        "------------------------------------------------------",
+        "ALL       24.3  [20.1, 28.9]                  88  None",
+        "O2S          -          +4.0  <- chosen    1,234  none",
+    ]
+
+
+def test_tables_without_rows_and_those_whose_headers_are_short_keep_their_line():
+    assert table(["a", "bc"], []).splitlines() == ["a  bc", "-----"]
+    assert table(["a", ""], [["1", "word"]]).splitlines() == ["a", "-------", "1  word"]
+
+
+def test_tables_for_papers():
+    assert table(["name", "R1"], [["a", "1.50"]], "pipe").splitlines() == [
+        "| name   |   R1 |",
+        "|:-------|-----:|",
+        "| a      | 1.50 |",
+    ]
+    assert r"a & 1.50 \\" in " ".join(table(["name", "R1"], [["a", "1.50"]], "latex").split())
+
+
 def test_bars_are_lines_where_there_is_no_terminal_and_hidden_where_not_asked_for(capsys):
     for visible in (True, False):
         bar = progress(2, "work", visible=visible)

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 from tqdm import tqdm
 
 from utils import distributed
@@ -148,15 +150,19 @@ def _commit() -> str | None:
         return None
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A plain-text table; columns of words to the left, of numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in [headers, *rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
-    lines = []
-    for row in cells:
-        first, *rest = (
-            cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths))
-        )
-        lines.append("  ".join([first, *rest]).rstrip())
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], style: str | None = None) -> str:
+    """A table as text; columns that hold figures to the right, others and the first to the left.
+
+    Args:
+        headers: of the columns.
+        rows: cells of each row, written with `str`.
+        style: a format of `tabulate`, such as 'pipe' (Markdown) or 'latex'; None: for a terminal, as narrow as can be.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    figures = [any(re.match(r"[-+\[]?\d", row[column]) for row in cells) for column in range(1, len(headers))]
+    layout = {"disable_numparse": True, "colalign": ["left", *("right" if holds else "left" for holds in figures)]}
+    if style:
+        return tabulate(cells, headers, style, **layout)
+    # As a row, because tabulate pads headers by two more blanks.
+    first, *rest = tabulate([headers, *cells], tablefmt="plain", **layout).splitlines()
+    return "\n".join([first, "-" * max(map(len, (first, *rest))), *rest])
