@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,18 +17,22 @@ MEMORY_ADVICE = (
     "or set BBDM.ACTIVATION_CHECKPOINTS True"
 )
 
+REFUSAL_SECONDS = 5
+"""How long the other processes leave the first one to speak: torchrun ends all of them as soon as one has failed."""
+
 
 def run(main: Callable[[Sequence[str]], None], *, together: bool = False) -> None:
     """Run `main(arguments)` and end the process: status 0 only if all was done.
 
     Under torchrun, a command that does not work `together` with other processes is refused: each would do and write the same.
+    The first process says so, the others end quietly.
 
     An exception with `exit_status`, a full or missing disk, too little memory on the GPU and an interrupt end in one sentence;
     any other one keeps its traceback, because it is a fault of the program.
     """
     try:
         if distributed.launched_processes() > 1 and not together:
-            raise UsageError("this command works in one process; start it without torchrun")
+            _refuse_torchrun()
         main(sys.argv[1:])
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -41,6 +46,13 @@ def run(main: Callable[[Sequence[str]], None], *, together: bool = False) -> Non
         if status is None:
             raise
         _fail(str(error), status)
+
+
+def _refuse_torchrun() -> None:
+    if not distributed.is_main():
+        time.sleep(REFUSAL_SECONDS)
+        sys.exit(UsageError.exit_status)
+    raise UsageError("this command works in one process; start it without torchrun")
 
 
 def _fail(sentence: str, status: int) -> None:
