@@ -1,4 +1,4 @@
-"""The configuration: its schema (`defaults`), and reading one from a file and the command line (`loading`)."""
+"""The configuration: its keys (`defaults`, `schema`), reading one (`loading`), and opening a command with one (`command`)."""
 
 from configs.loading import load_cfg
 
