@@ -65,7 +65,7 @@ class Key:
         if not isinstance(value, tuple | list) or not value:
             raise ValueError
         if self.length and len(value) != self.length:
-            raise ValueError(f"it has {len(value)} items")
+            raise ValueError(f"its length is {len(value)}")
         items = []
         for number, item in enumerate(value, 1):
             try:
