@@ -137,6 +137,7 @@ def test_global_alignment_by_hand():
     """Means (1, 2) and (3, 2), variances (1, 0) and (0, 0): MSE 4 / 2 plus 1 / 2."""
     features = torch.tensor([[0.0, 2.0], [2.0, 2.0], [3.0, 2.0]])
     assert global_alignment(features, torch.tensor([0, 0, 1])).item() == pytest.approx(2.5)
+    assert global_alignment(features, torch.tensor([1, 1, 0])).item() == pytest.approx(2.5)
 
 
 @pytest.mark.parametrize("modality", [0, 1])

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from loss.terms import pair_logits
@@ -199,7 +198,9 @@ def test_circle_weights_each_cosine_by_its_distance_from_its_optimum():
     assert logits[0, 1].item() == pytest.approx((0.2 + 0.25) * (0.2 - 0.25))
     assert logits[0, 2].item() == 0  # below -m a negative has no weight
     logits.sum().backward()
-    assert cosines.grad[0, 0].item() == pytest.approx(1 + 0.25 - 0.9)  # the weight is a constant
+    # The weights are constants, of the true identity and of the others.
+    assert cosines.grad[0, 0].item() == pytest.approx(1 + 0.25 - 0.9)
+    assert cosines.grad[0, 1].item() == pytest.approx(0.2 + 0.25)
 
 
 @pytest.mark.parametrize("kind", MARGINS)
@@ -232,10 +233,99 @@ def test_a_feature_on_its_own_centre_has_a_finite_gradient(kind):
 
 @pytest.mark.parametrize("kind", ["softmax", *MARGINS])
 def test_the_head_of_a_configuration(kind):
-    model = build_model(tiny_cfg(MODEL__ID_LOSS_TYPE=kind), 4)
-    assert isinstance(model.classifier, nn.Linear if kind == "softmax" else MarginHead)
-    assert getattr(model.classifier, "scale", 30) == 30
-    assert model.classifier(torch.randn(2, 192)).shape == (2, 4)
+    torch.manual_seed(0)
+    classifier = build_model(
+        tiny_cfg(MODEL__ID_LOSS_TYPE=kind, SOLVER__COSINE_SCALE=17.0, SOLVER__COSINE_MARGIN=0.3), 4
+    ).classifier
+    features = torch.randn(2, 192)
+    if kind == "softmax":
+        torch.testing.assert_close(classifier(features), features @ classifier.weight.t())
+        assert classifier.weight.std().item() == pytest.approx(0.001, rel=0.1)
+        return
+    assert classifier.weight.std().item() == pytest.approx((2 / (192 + 4)) ** 0.5, rel=0.1)  # Xavier's
+    weight = classifier.weight if kind != "amsoftmax" else classifier.weight.t()
+    cosines, labels = functional.cosine_similarity(features[:, None], weight[None], dim=2), torch.tensor([3, 1])
+    torch.testing.assert_close(classifier(features), 17.0 * cosines)
+    torch.testing.assert_close(classifier(features, labels), MARGINS[kind](cosines, labels, scale=17.0, margin=0.3))
+
+
+def test_names_of_margins_are_those_of_their_papers():
+    assert {
+        "arcface": arcface_logits, "cosface": cosface_logits, "amsoftmax": cosface_logits, "circle": circle_logits
+    } == MARGINS  # fmt: skip
+
+
+def test_a_configuration_reaches_the_network():
+    base = build_model(
+        tiny_cfg(
+            MODEL__DROP_OUT=0.3,
+            MODEL__ATT_DROP_RATE=0.2,
+            MODEL__DROP_PATH=0.22,
+            MODEL__MIE_COE=1.5,
+            MODEL__STRIDE_SIZE="[8,16]",
+        )
+    ).base
+    assert base.pos_drop.p == 0.3
+    for number, block in enumerate(base.blocks):
+        assert (block.attn.proj_drop.p, block.mlp.drop1.p, block.mlp.drop2.p) == (0.3, 0.3, 0.3)
+        assert block.attn.attn_drop.p == 0.2
+        for path in (block.drop_path1, block.drop_path2):
+            assert getattr(path, "drop_prob", 0.0) == pytest.approx(0.22 * number / 11)
+    assert base.modality_scale == 1.5
+    assert base.grid_size == (3, 2)
+    batch = pictures(2, size=(32, 32))
+    with torch.no_grad():
+        tokens = base.eval().embed(**batch)
+        base.mie_embed.zero_()
+        torch.testing.assert_close(tokens[:, 0] - base.embed(**batch)[:, 0], tokens[:, 1] - base.embed(**batch)[:, 1])
+    assert base.patch_embed.proj.stride == base.patch_embed_SAR.proj.stride == (8, 16)
+
+
+def test_what_dropout_does_reaches_the_features_in_training_alone():
+    for option in ("drop_rate", "attn_drop_rate"):
+        net, batch = backbone(drop_path_rate=0.0, **{option: 0.5}), pictures(4)
+        assert torch.equal(net(**batch), net(**batch))
+        net.train()
+        assert not torch.equal(net(**batch), net(**batch))
+
+
+def test_sincos_positions_tell_rows_from_columns_and_leave_the_class_token():
+    normal, sincos = backbone(), backbone(position_init="sincos")
+    assert torch.equal(normal.pos_embed[:, 0], sincos.pos_embed[:, 0])
+    places = sincos.pos_embed[0, 1:].view(3, 2, 32)
+    # Half of the width tells the row and half the column: sums of products depend on differences of places alone.
+    torch.testing.assert_close(places.square().sum(2), torch.full((3, 2), 16.0))
+    torch.testing.assert_close((places[0] * places[1]).sum(1), (places[1] * places[2]).sum(1))
+    torch.testing.assert_close((places[:, 0] * places[:, 1]).sum(1)[:2], (places[:, 0] * places[:, 1]).sum(1)[1:])
+    assert ((places[0] - places[1]).abs() > 0.1).any() and ((places[:, 0] - places[:, 1]).abs() > 0.1).any()
+    assert normal.pos_embed.std() < 0.03
+
+
+def test_embeddings_start_small_and_the_size_token_without_bias():
+    net = backbone(embed_dim=64)
+    assert net.mie_embed.std().item() == pytest.approx(0.02, rel=0.3)
+    assert net.wh_embed.linear_layer.weight.std().item() == pytest.approx(0.02, rel=0.3)
+    assert not net.wh_embed.linear_layer.bias.any()
+    assert (net.norm.eps, net.blocks[0].norm1.eps) == (1e-6, 1e-6)
+
+
+def test_defaults_of_a_backbone_are_those_of_vit_base():
+    net = TransOSS(img_size=(16, 16)).eval()
+    assert (net.num_features, len(net.blocks), net.blocks[0].attn.num_heads) == (768, 12, 12)
+    assert (net.modality_scale, net.patch_embed.proj.stride, net.blocks[0].mlp.fc1.out_features) == (3.0, (16, 16), 3072)
+    assert (net.pos_drop.p, net.blocks[0].attn.attn_drop.p) == (0.0, 0.0)
+    assert net.blocks[-1].drop_path2.drop_prob == pytest.approx(0.1)
+
+
+def test_what_the_objective_does_not_use_is_frozen():
+    def trained(**changes) -> set[str]:
+        model = build_model(tiny_cfg(**changes), 3)
+        return {name for name, value in model.named_parameters() if value.requires_grad and not name.startswith("base.")}
+
+    assert trained() == {"bottleneck.weight", "classifier.weight"}
+    assert trained(MODEL__ID_LOSS_WEIGHT=0.0) == set()
+    assert trained(MODEL__PAIR=True) == {"logit_scale"}
+    assert trained(MODEL__NECK="no") == {"classifier.weight"}
 
 
 def test_pair_logits_are_scaled_cosines_with_sar_in_rows():

@@ -145,3 +145,45 @@ def test_a_schedule_asked_for_an_epoch_gives_its_rate_whatever_came_before(name)
         straight.step(epoch)
     resumed.step(7)
     assert optimizers[0].param_groups[0]["lr"] == optimizers[1].param_groups[0]["lr"] != cfg.SOLVER.BASE_LR
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_rates_and_decays_of_a_configuration_by_name(name):
+    cfg = tiny_cfg(
+        SOLVER__OPTIMIZER_NAME=name, SOLVER__BASE_LR=0.5, SOLVER__BIAS_LR_FACTOR=3, SOLVER__WEIGHT_DECAY=0.25,
+        SOLVER__WEIGHT_DECAY_BIAS=0.125, SOLVER__LARGE_FC_LR=True, SOLVER__MOMENTUM=0.75,
+    )  # fmt: skip
+    model = build_model(cfg, 3)
+    optimizer = build_optimizer(cfg, model)
+    found = names_by_group(model, optimizer.param_groups)
+    assert found.keys() == {(0.5, 0.25), (1.5, 0.125), (1.0, 0.25)}
+    assert found[1.0, 0.25] == {"classifier.weight"}
+    assert all("bias" in part for part in found[1.5, 0.125])
+    assert not any("bias" in part for part in found[0.5, 0.25])
+    assert name != "SGD" or {group["momentum"] for group in optimizer.param_groups} == {0.75}
+    assert optimizer.defaults["lr"] == 0.5
+    assert not optimizer.defaults["fused"]
+    plain = tiny_cfg(SOLVER__BASE_LR=0.5, SOLVER__BIAS_LR_FACTOR=1, SOLVER__WEIGHT_DECAY=0.25, SOLVER__WEIGHT_DECAY_BIAS=0.25)
+    assert [(group["lr"], group["weight_decay"]) for group in build_optimizer(plain, model).param_groups] == [(0.5, 0.25)]
+
+
+def test_the_cosine_of_a_configuration_epoch_by_epoch():
+    cfg = tiny_cfg(
+        SOLVER__BASE_LR=1.0,
+        SOLVER__MAX_EPOCHS=8,
+        SOLVER__WARMUP_EPOCHS=2,
+        SOLVER__WARMUP_FACTOR=0.1,
+        SOLVER__SCHEDULER="cosine",
+    )
+    optimizer = two_groups()
+    found = [base for base, _ in rates_of(build_schedule(cfg, optimizer), optimizer, 8)]
+    cosine = [0.002 + 0.998 * (1 + math.cos(math.pi * epoch / 8)) / 2 for epoch in range(2, 8)]
+    assert found == pytest.approx([0.1 + 0.9 / 2, *cosine, 0.002])
+
+
+def test_defaults_of_schedules_are_the_released_ones():
+    """Five epochs of warm-up from a hundredth; a tenth at each step."""
+    assert [base for base, _ in rates(epochs=10)][:4] == pytest.approx([0.01 + 0.99 * epoch / 5 for epoch in range(1, 5)])
+    optimizer = two_groups()
+    found = [base for base, _ in rates_of(MultiStepSchedule(optimizer, steps=[7]), optimizer, 7)]
+    assert found == pytest.approx([0.01 + 0.99 * epoch / 5 for epoch in range(1, 5)] + [1, 1, 0.1])

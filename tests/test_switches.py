@@ -1,6 +1,6 @@
 """Every switch from end to end: a tiny training or test that differs from another one by the switch alone, and in its result.
 
-What a switch does is tested where it is built; here, that it reaches the run at all.
+What a switch does is tested where it is built; here, that it reaches the run at all, and where one step shows it, as what.
 """
 
 import json
@@ -87,6 +87,37 @@ TRAINING = [
     ({"SOLVER__AMP": "bf16"}, {}),
 ]
 """(the switch, settings of both runs)."""
+
+FIRST_STEP = {
+    "ID_LOSS_WEIGHT=2.0": lambda off, on: (on["loss"], off["loss"] + off["identity"]),
+    "MARGIN=0.9": lambda off, on: (on["triplet"], off["triplet"] + 0.6),
+    "TRIPLET_LOSS_WEIGHT=0.0": lambda off, on: (on["loss"], off["identity"] + 2 * off["alignment"]),
+    "CENTER_LOSS_WEIGHT=0.1": lambda off, on: (on["loss"], off["loss"] + (0.1 - 0.0005) * off["center"]),
+    "MODALITY_LOSS_WEIGHT=0.0": lambda off, on: (on["loss"], off["identity"] + off["triplet"]),
+    "SAMPLER=softmax": lambda off, on: (on["loss"], on["identity"]),
+    "WARMUP_EPOCHS=3": lambda off, on: (on["lr"], 1e-3 * (0.01 + 0.99 / 3)),
+    "WARMUP_FACTOR=0.5": lambda off, on: (on["lr"], 1e-3 * (0.5 + 0.5 / 2)),
+    "SCHEDULER=multistep,STEPS=[1]": lambda off, on: (on["lr"], off["lr"] / 10),
+    "GAMMA=0.5": lambda off, on: (on["lr"], off["lr"] * 5),
+    "WARMUP_METHOD=constant": lambda off, on: (on["lr"], 1e-3 * 0.1 * 0.01),
+    "NO_MARGIN=False": lambda off, on: (on["triplet"] > off["triplet"], True),
+    "COSINE_SCALE=10": lambda off, on: (on["identity"] < off["identity"] / 2, True),
+    "COSINE_MARGIN=0.1": lambda off, on: (on["identity"] < off["identity"] - 5, True),
+}
+"""Switch -> of the first step without and with it, which sees the same network and images: what is, and what should be."""
+
+LEARNED = {
+    "ID_LOSS_TYPE=amsoftmax": lambda off, on: (on["model.classifier.weight"].shape, off["model.classifier.weight"].t().shape),
+    "IF_WITH_CENTER=yes": lambda off, on: (on["criterion.centers"].shape, (4, 24)),
+    "NECK=no": lambda off, on: (any("bottleneck" in name for name in on), False),
+    "STRIDE_SIZE=[8,8]": lambda off, on: (on["model.base.pos_embed"].shape, (1, 1 + 3 * 3, 24)),
+    "MIE=False": lambda off, on: (off.keys() - on.keys(), {"model.base.mie_embed"}),
+    "SSE=False": lambda off, on: (off.keys() - on.keys(), {f"{SIZE_TOKEN}.weight", f"{SIZE_TOKEN}.bias"}),
+    "WEIGHT_DECAY=0.5": lambda off, on: (on[QKV].norm() < off[QKV].norm(), True),
+}
+"""Switch -> of the tensors learned without and with it: what is, and what should be."""
+
+QKV, SIZE_TOKEN = "model.base.blocks.0.attn.qkv.weight", "model.base.wh_embed.linear_layer"
 
 TESTING = [
     ({"TEST__NECK_FEAT": "after"}, {}),
@@ -176,6 +207,14 @@ def test_a_switch_of_training_changes_what_is_trained(trained, switch, both):
         torch.equal(value, changed[1][name]) for name, value in without[1].items()
     )
     assert not same_weights or without[0] != changed[0]
+    for told, values in ((FIRST_STEP, (without[0][0], changed[0][0])), (LEARNED, (without[1], changed[1]))):
+        if name_of(switch) in told:
+            found, expected = told[name_of(switch)](*values)
+            assert found == (pytest.approx(expected, rel=1e-5) if isinstance(expected, float) else expected)
+
+
+def test_every_expectation_is_of_a_switch():
+    assert (FIRST_STEP | LEARNED).keys() <= {name_of(switch) for switch, _ in TRAINING}
 
 
 def test_a_run_is_otherwise_the_same_twice(trained):

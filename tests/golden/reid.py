@@ -19,7 +19,7 @@ from datasets.chips import size_triple
 from datasets.loaders import build_test_loader
 from datasets.records import Modality
 from datasets.sar import build_sar_rendering
-from loss.criterion import LABEL_SMOOTHING, Criterion
+from loss.criterion import Criterion
 from loss.terms import (
     batch_hard_triplet,
     center_loss,
@@ -116,7 +116,7 @@ def check_losses(vectors: Vectors) -> Iterator[Comparison]:
         yield close(torch.autograd.grad(value, feature)[0], vectors[f"{name}_grad"], NETWORK)
     feature = tensor(vectors["feat"])
     yield close(functional.cross_entropy(score, labels), vectors["xent"], FORMULA)
-    yield close(functional.cross_entropy(score, labels, label_smoothing=LABEL_SMOOTHING), vectors["xent_smooth"], FORMULA)
+    yield close(functional.cross_entropy(score, labels, label_smoothing=0.1), vectors["xent_smooth"], FORMULA)
     yield close(
         center_loss(feature, labels, tensor(vectors["centers"])), vectors["center"], FORMULA * max(1, vectors["center"])
     )
