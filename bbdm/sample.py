@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -104,12 +105,15 @@ def build_and_sample(cfg, device: torch.device) -> None:
     logger.info("%d optical chips, %d samples, %d of them already in %s", len(sources), total, total - len(jobs), folder)
     own = jobs[distributed.rank() :: distributed.world_size()]
 
-    def read(place: int) -> Tensor:
-        return to_tensor(resize(read_optical(own[place][0].path), tuple(cfg.BBDM.IMAGE_SIZE), Image.Resampling.BILINEAR))
+    @lru_cache(maxsize=1)  # the samples of a chip follow each other: it is opened once for all of them
+    def read(path: Path) -> Tensor:
+        return to_tensor(resize(read_optical(path), tuple(cfg.BBDM.IMAGE_SIZE), Image.Resampling.BILINEAR))
 
     names = [(source.path.name, k) for source, k in own]
     drawing = {"seed": cfg.SOLVER.SEED, "batch_size": build_batch_size(cfg, device)}
-    for (source, k), drawn in zip(own, draw(model, names, read, settings, **drawing), strict=True):
+    for (source, k), drawn in zip(
+        own, draw(model, names, lambda job: read(own[job][0].path), settings, **drawing), strict=True
+    ):
         store.write(source, k, resize(to_picture(drawn), source.size[::-1], Image.Resampling.BICUBIC))
     distributed.barrier()
     logger.info("all samples are in %s", folder)

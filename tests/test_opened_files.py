@@ -1,9 +1,9 @@
 """How often a command opens the files that it reads: once for one use."""
 
-import json
-import subprocess
+import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,38 +12,45 @@ import pytest
 import torch
 from PIL import Image
 
+import test
+from bbdm import evaluate, sample
+from bbdm.embedding import train_embedding
+from bbdm.model import build_network
+from configs import load_cfg
 from datasets.catalogue import read_hoss
 from datasets.chips import read_header
 from datasets.generated import SamplingRun, open_store
 from datasets.records import Modality
 from model.build import build_model
 from tests.chip_files import write_hoss
-from tests.commands import settings, tiny_cfg
+from tests.commands import call, settings, tiny_cfg
+from tools import check_dataset
 from utils.checkpoint import save
 
-ROOT = Path(__file__).parent.parent
-COUNTING = """
-import json, os, runpy, sys
-opened = []
-def hook(event, args):
-    if event == "open" and isinstance(args[0], (str, os.PathLike)):
-        opened.append(os.fspath(args[0]))
-sys.addaudithook(hook)
-module, record, sys.argv = sys.argv[1], sys.argv[2], sys.argv[2:]
-try:
-    runpy.run_module(module, run_name="__main__")
-finally:
-    open(record, "w").write(json.dumps(opened))
-"""
+WRITTEN = os.O_WRONLY | os.O_RDWR
+RECORDS: list[Counter] = []
+"""Counters of the calls that are being watched; an audit hook cannot be taken back."""
 
 
-def count_opened(module: str, *words: object, folder: Path) -> Counter:
-    """Name of a picture -> how often the command opened it."""
-    call = [sys.executable, "-c", COUNTING, module, str(folder / "opened.json"), *map(str, words)]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    opened = json.loads((folder / "opened.json").read_text())
-    return Counter(Path(path).name for path in opened if path.endswith((".tif", ".png")))
+def record(event: str, arguments: tuple) -> None:
+    if RECORDS and event == "open" and isinstance(arguments[0], str | os.PathLike) and not arguments[2] & WRITTEN:
+        path = Path(arguments[0])
+        if path.suffix in (".tif", ".png"):
+            RECORDS[-1][path.name] += 1
+
+
+sys.addaudithook(record)
+
+
+def count_opened(main: Callable, *words: object) -> Counter:
+    """Name of a picture -> how often the command opened it to read."""
+    RECORDS.append(Counter())
+    try:
+        ended = call(main, *words)
+    finally:
+        counter = RECORDS.pop()
+    assert ended.status == 0, ended.err
+    return counter
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,7 @@ def root(tmp_path_factory):
 def test_testing_with_samples_opens_a_chip_to_read_and_to_hash_it_and_a_sample_to_read_it(root, tmp_path, samples, header):
     values = {"DATASETS__ROOT_DIR": root / "data", "TEST__WEIGHT": root / "weights.pth", "OUTPUT_DIR": tmp_path / "out"}
     words = settings(**values, DATASETS__QUERY_ADD_DIR=root / samples)
-    opened = count_opened("test", *words, folder=tmp_path)
+    opened = count_opened(test.main, *words)
     images = read_hoss(root / "data", train=False).images
     sources = [chip for chip in images if chip.split == "query" and chip.modality is Modality.OPTICAL]
     assert len(sources) == 3
@@ -79,6 +86,47 @@ def test_testing_with_samples_opens_a_chip_to_read_and_to_hash_it_and_a_sample_t
     assert opened == expected
 
 
-def test_checking_a_data_set_opens_each_chip_once(root, tmp_path):
-    opened = count_opened("tools.check_dataset", root / "data", folder=tmp_path)
+def test_checking_a_data_set_opens_each_chip_once(root):
+    opened = count_opened(check_dataset.main, root / "data")
     assert opened == {path.name: 1 for path in (root / "data").rglob("*.tif")}
+
+
+BRIDGE = {
+    "BBDM.WIDTH": 32,
+    "BBDM.MULTIPLIERS": "[1, 1]",
+    "BBDM.BLOCKS": 1,
+    "BBDM.HEAD_WIDTH": 32,
+    "BBDM.IMAGE_SIZE": "[16, 16]",
+    "BBDM.SAMPLE_NUM": 3,
+    "BBDM.SAMPLE_STEP": 3,
+    "DATALOADER.NUM_WORKERS": 0,
+    "MODEL.DEVICE": "cpu",
+}
+
+
+@pytest.fixture
+def bridge_words(tmp_path):
+    """Settings of a small bridge with its weights."""
+    words = [str(word) for item in BRIDGE.items() for word in item]
+    save(tmp_path / "bridge.pth", build_network(load_cfg(None, words)).state_dict())
+    return [*words, "BBDM.WEIGHT", tmp_path / "bridge.pth", "OUTPUT_DIR", tmp_path / "out"]
+
+
+def test_sampling_opens_a_chip_for_its_size_and_for_its_pixels_and_no_sample_again(root, bridge_words):
+    words = [*bridge_words, "DATASETS.ROOT_DIR", root / "data", "BBDM.SPLITS", "['query']"]
+    opened = count_opened(sample.main, *words)
+    sources = [path.name for path in (root / "data" / "HOSS" / "query").glob("*_RGB.tif")]
+    assert opened == dict.fromkeys(sources, 2)
+    again = {f"{Path(name).stem}_{k}.png": 1 for name in sources for k in range(3)}
+    assert count_opened(sample.main, *words) == dict.fromkeys(sources, 1) | again, "to see that all is there"
+
+
+def test_evaluating_opens_a_picture_for_its_size_and_for_its_pixels(bridge_words, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "train_embedding", lambda pictures, seed: train_embedding(pictures, seed=seed, steps=1))
+    for place in range(4):
+        pixels = np.random.default_rng(place).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        for sensor, picture in (("opt", pixels), ("sar", pixels[..., 0])):
+            (tmp_path / "pairs" / f"{sensor}_256").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "pairs" / f"{sensor}_256" / f"{place}.png")
+    opened = count_opened(evaluate.main, *bridge_words, "BBDM.PAIRS_DIR", tmp_path / "pairs", "BBDM.HOLD_OUT_EVERY", 2)
+    assert opened == {f"{place}.png": 2 * 2 for place in range(4)}, "two pictures of a name, by both sensors"
