@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets.catalogue import read_hoss
+from datasets.chips import read_chip
 from datasets.curation.checks import check_dataset
 from datasets.curation.duplicates import HASH_BITS, NEAR_BITS, near_pairs, perceptual_hash
+from datasets.records import DISTRACTOR
+from datasets.sar import render_percentile
 from tests.chip_files import optical_pixels, sar_values, write_chip, write_hoss
 from tools import check_dataset as command
 from utils.errors import DataError
@@ -262,6 +265,25 @@ def test_the_hash_survives_what_keeps_a_picture(seed, tmp_path):
     for other in others:
         assert (perceptual_hash(pixels) != perceptual_hash(other)).sum() <= NEAR_BITS
     assert (perceptual_hash(pixels) != perceptual_hash(smooth_pixels(seed + 100))).sum() > 1.5 * NEAR_BITS
+
+
+@pytest.mark.parametrize("size", [(8, 3), (10, 4), (4, 4), (12, 5)])
+def test_small_chips_of_different_ships_look_different(size):
+    """A bright middle under speckle: nearly all that a chip of a few pixels shows."""
+    rows, columns = np.mgrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
+    mean = 0.15 + np.exp(-2 * rows**2 - 4 * columns**2)
+    chips = [(mean * np.random.default_rng(seed).exponential(size=size)).astype(np.float32) for seed in range(60)]
+    hashes = np.stack([perceptual_hash(render_percentile(chip)) for chip in chips])
+    assert sum(i < j for i, j in near_pairs(hashes, hashes)) <= 2  # of 1770 pairs
+
+
+@pytest.mark.real_data
+def test_views_of_different_real_ships_look_different(data_root):
+    data = read_hoss(data_root)
+    chips = [chip for chip in (*data.train, *data.images) if chip.ship != DISTRACTOR]
+    hashes = np.stack([perceptual_hash(read_chip(chip, render_percentile)) for chip in chips])
+    found = [(chips[i], chips[j]) for i, j in near_pairs(hashes, hashes)]
+    assert len(found) > len(chips) and {a.ship == b.ship for a, b in found} == {True}
 
 
 def test_a_blank_picture_has_no_hash():
