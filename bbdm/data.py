@@ -23,7 +23,7 @@ from utils.errors import UsageError
 
 
 def cut_or_resize(
-    picture: NDArray[np.uint8], generator: np.random.Generator, *, size: tuple[int, int], crop: bool = False, flip: bool = False
+    picture: NDArray[np.uint8], generator: np.random.Generator, *, size: tuple[int, int], crop: bool, flip: bool
 ) -> Tensor:
     """A picture as the bridge reads it; pictures of one size and generators of one key are cut and flipped alike.
 
@@ -72,7 +72,7 @@ def to_picture(tensor: Tensor) -> NDArray[np.uint8]:
 def build_pairs(cfg) -> PairLists:
     """The pairs that BBDM.PAIRS names."""
     every = cfg.BBDM.HOLD_OUT_EVERY
-    if every < 0 or every == 1:
+    if every == 1:
         raise UsageError(f"BBDM.HOLD_OUT_EVERY is {every}; it is 0 (none) or at least 2")
     if cfg.BBDM.PAIRS == "hoss":
         # Ships that validate re-identification stay unseen here too, or samples of them would flatter the choice.

@@ -5,7 +5,8 @@ time as scale and shift; attention is multi-head self-attention over pixels.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ class TimedBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, *, time_width: int, resample: str | None = None, dropout: float = 0.0):
         super().__init__()
-        self.resample = resample
+        self.resample = {"down": nn.AvgPool2d(2), "up": nn.Upsample(scale_factor=2.0), None: nn.Identity()}[resample]
         self.in_layers = nn.Sequential(
             nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
@@ -46,20 +47,13 @@ class TimedBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Apply the block; resampling sits between the first activation and the first convolution, and on the skip."""
         norm, activation, convolution = self.in_layers
-        h = convolution(self._resampled(activation(norm(x))))
+        h = convolution(self.resample(activation(norm(x))))
         scale, shift = self.emb_layers(time)[:, :, None, None].chunk(2, dim=1)
         norm, *rest = self.out_layers
         h = norm(h) * (1 + scale) + shift
         for layer in rest:
             h = layer(h)
-        return self.skip_connection(self._resampled(x)) + h
-
-    def _resampled(self, x: Tensor) -> Tensor:
-        if self.resample == "down":
-            return F.avg_pool2d(x, 2)
-        if self.resample == "up":
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return x
+        return self.skip_connection(self.resample(x)) + h
 
 
 class PixelAttention(nn.Module):
@@ -157,48 +151,20 @@ def make_unet(
         in_channels: channels of x_t plus those of the condition.
         out_channels: channels of the target.
         width: channels at full resolution; a multiple of 32.
-        multipliers: width factor of each level; a level halves the resolution of the one above.
+        multipliers: width factor of each level, the first 1; a level halves the resolution of the one above.
         blocks: residual blocks of a level on the way down; one more on the way up.
         attention_factors: downsampling factors at which blocks attend; the middle block always does.
         head_width: channels of an attention head.
         dropout: within residual blocks, 0..1.
         activation_checkpoints: compute activations again in the backward pass to save memory.
     """
-
-    def level(channels: int, out: int, factor: int) -> list[nn.Module]:
-        layers: list[nn.Module] = [TimedBlock(channels, out, time_width=4 * width, dropout=dropout)]
-        if factor in attention_factors:
-            layers.append(PixelAttention(out, head_width=head_width))
-        return layers
-
-    def resampler(channels: int, direction: str) -> TimedBlock:
-        return TimedBlock(channels, channels, time_width=4 * width, resample=direction, dropout=dropout)
-
-    down = [TimedSequential(nn.Conv2d(in_channels, width, 3, padding=1))]
-    skip_channels, channels = [width], width
-    for index, multiplier in enumerate(multipliers):
-        for _ in range(blocks):
-            down.append(TimedSequential(*level(channels, multiplier * width, 2**index)))
-            channels = multiplier * width
-            skip_channels.append(channels)
-        if index + 1 < len(multipliers):
-            down.append(TimedSequential(resampler(channels, "down")))
-            skip_channels.append(channels)
-    middle = TimedSequential(
-        TimedBlock(channels, channels, time_width=4 * width, dropout=dropout),
-        PixelAttention(channels, head_width=head_width),
-        TimedBlock(channels, channels, time_width=4 * width, dropout=dropout),
-    )
-    up = []
-    for index, multiplier in reversed(list(enumerate(multipliers))):
-        for block in range(blocks + 1):
-            layers = level(channels + skip_channels.pop(), multiplier * width, 2**index)
-            channels = multiplier * width
-            if index and block == blocks:
-                layers.append(resampler(channels, "up"))
-            up.append(TimedSequential(*layers))
-    if channels != width:
-        raise ValueError(f"the first width multiplier must be 1, not {multipliers[0]}")
+    if list(multipliers[:1]) != [1]:
+        raise ValueError(f"the first width multiplier must be 1, not those of {list(multipliers)}")
+    block = partial(TimedBlock, time_width=4 * width, dropout=dropout)
+    attention = partial(PixelAttention, head_width=head_width)
+    widths = [width * multiplier for multiplier in multipliers]
+    attends = [2**level in attention_factors for level in range(len(widths))]
+    down, middle, up = _make_ways(in_channels, widths, attends, blocks=blocks, block=block, attention=attention)
     network = UNet(
         width=width,
         input_blocks=down,
@@ -209,6 +175,40 @@ def make_unet(
     )
     _set_start_values(network)
     return network
+
+
+def _make_ways(
+    in_channels: int,
+    widths: Sequence[int],
+    attends: Sequence[bool],
+    *,
+    blocks: int,
+    block: Callable[..., TimedBlock],
+    attention: Callable[[int], PixelAttention],
+) -> tuple[list[TimedSequential], TimedSequential, list[TimedSequential]]:
+    """The blocks on the way down, in the middle and on the way up; `widths` and `attends` are those of the levels."""
+
+    def layers(channels: int, level: int) -> list[nn.Module]:
+        return [block(channels, widths[level]), *([attention(widths[level])] if attends[level] else [])]
+
+    down, skips, channels = [TimedSequential(nn.Conv2d(in_channels, widths[0], 3, padding=1))], [widths[0]], widths[0]
+    for level, width in enumerate(widths):
+        for _ in range(blocks):
+            down.append(TimedSequential(*layers(channels, level)))
+            channels = width
+        if level + 1 < len(widths):
+            down.append(TimedSequential(block(width, width, resample="down")))
+        skips += [width] * (len(down) - len(skips))
+    middle = TimedSequential(block(channels, channels), attention(channels), block(channels, channels))
+    up = []
+    for level, width in reversed(list(enumerate(widths))):
+        for place in range(blocks + 1):
+            parts = layers(channels + skips.pop(), level)
+            channels = width
+            if level and place == blocks:
+                parts.append(block(width, width, resample="up"))
+            up.append(TimedSequential(*parts))
+    return down, middle, up
 
 
 def _set_start_values(network: UNet) -> None:
@@ -223,12 +223,6 @@ def _set_start_values(network: UNet) -> None:
             elif isinstance(module, PixelAttention):
                 module.proj_out.weight.zero_()
                 module.proj_out.bias.zero_()
-        for last in _last_layers(network):
+        blocks = [module for module in network.modules() if isinstance(module, TimedBlock)]
+        for last in (network.out[-1], *(block.out_layers[-1] for block in blocks)):
             last.bias.zero_()
-
-
-def _last_layers(network: UNet) -> Iterator[nn.Conv2d]:
-    yield network.out[-1]
-    for module in network.modules():
-        if isinstance(module, TimedBlock):
-            yield module.out_layers[-1]

@@ -46,9 +46,18 @@ def test_published_files_give_the_averaged_network_and_the_first_stage(tmp_path,
     tensors = read_bridge(tmp_path / "published.pth")
     assert torch.equal(tensors["out.2.weight"], network.out[2].weight + 1)
     fill_network(network, tensors, "published.pth", "BBDM.*")
+    assert torch.equal(network.out[2].weight, averages["denoise_fn.out.2.weight"])
     fill_network(stage, read_first_stage(tmp_path / "published.pth"), "published.pth", "BBDM.*")
     assert f"{len(averages)} of them averaged" in caplog.text
     assert "1 others left out" in caplog.text
+
+
+def test_a_network_under_state_dict_is_read_and_only_what_is_left_out_is_told(tmp_path, network, caplog):
+    caplog.set_level(logging.INFO)
+    torch.save({"state_dict": prefixed("denoise_fn.", network)}, tmp_path / "a.ckpt")
+    assert read_bridge(tmp_path / "a.ckpt").keys() == network.state_dict().keys()
+    assert "0 of them averaged" in caplog.text
+    assert "not needed" not in caplog.text
 
 
 def test_our_training_state_gives_the_averaged_network(tmp_path, network):
@@ -58,7 +67,8 @@ def test_our_training_state_gives_the_averaged_network(tmp_path, network):
     assert read_bridge(tmp_path / "last.pth")["out.2.bias"].tolist() == [7.0] * 3
 
 
-def test_latent_diffusion_files_are_read_past_what_is_not_needed(tmp_path, stage, monkeypatch):
+def test_latent_diffusion_files_are_read_past_what_is_not_needed(tmp_path, stage, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     package = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
 
     class ModelCheckpoint:
@@ -78,6 +88,7 @@ def test_latent_diffusion_files_are_read_past_what_is_not_needed(tmp_path, stage
     torch.save(content, tmp_path / "model.ckpt")
     tensors = read_first_stage(tmp_path / "model.ckpt")
     assert tensors.keys() == stage.state_dict().keys()
+    assert "not needed were left out: pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint" in caplog.text
 
 
 class Trap:

@@ -7,14 +7,23 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm.data import build_pairs, build_train_loader, build_validation_loader, cut_or_resize, to_picture, to_tensor
+from bbdm.data import (
+    build_dataset,
+    build_pairs,
+    build_train_loader,
+    build_validation_loader,
+    cut_or_resize,
+    layout_of,
+    to_picture,
+    to_tensor,
+)
 from configs import load_cfg
 from datasets.catalogue import read_hoss
 from datasets.chips import read_chip
 from datasets.pairs import pair_ship_views, read_registered_pairs, split_by_place
 from datasets.sar import render_percentile
 from datasets.validation import build_validation_data
-from utils.errors import DataError
+from utils.errors import DataError, UsageError
 
 
 def write(path, *, size=(8, 6), value=100, mode="RGB"):
@@ -236,3 +245,99 @@ def test_pictures_too_small_to_cut_are_named(cfg):
         list(build_validation_loader(load_cfg(None, [*large, "BBDM.CROP", "True"]), pairs, device_type="cpu"))
     loader = build_validation_loader(load_cfg(None, [*large, "BBDM.CROP", "False"]), pairs, device_type="cpu")
     assert [len(batch.images) for batch in loader] == [8, 8, 2]
+
+
+def test_pairs_of_ships_need_the_training_chips_alone_and_hold_out_by_their_key(tmp_path):
+    root = write_hoss(tmp_path, [f"{pid:04d}_a_{kind}.tif" for pid in range(1, 7) for kind in ("RGB", "SAR")])
+    words = ["BBDM.PAIRS", "hoss", "DATASETS.ROOT_DIR", str(root), "BBDM.HOLD_OUT_EVERY"]
+    lists = build_pairs(load_cfg(None, [*words, "3"]))
+    assert [pair.place for pair in lists.validation] == ["3", "6"]
+    assert [pair.place for pair in lists.train] == ["1", "2", "4", "5"]
+    assert [pair.place for pair in build_pairs(load_cfg(None, [*words, "2"])).validation] == ["2", "4", "6"]
+    with pytest.raises(UsageError, match="HOLD_OUT_EVERY is 1"):
+        build_pairs(load_cfg(None, [*words, "1"]))
+
+
+def test_registered_pairs_hold_out_by_their_key(cfg):
+    words = [*cfg_words(cfg.BBDM.PAIRS_DIR), "BBDM.HOLD_OUT_EVERY", "4"]
+    assert [pair.place for pair in build_pairs(load_cfg(None, words)).validation] == ["3", "7"]
+    with pytest.raises(UsageError, match="PAIRS_DIR is empty"):
+        build_pairs(load_cfg(None, []))
+
+
+def test_validation_shares_the_batch_among_processes_and_gives_each_a_pair_at_least(cfg):
+    pairs = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
+    for world_size, sizes in ((1, [4, 4, 1]), (2, [2, 2, 1]), (9, [1])):
+        loader = build_validation_loader(cfg, pairs, device_type="cpu", world_size=world_size)
+        assert [len(batch.images) // 2 for batch in loader] == sizes
+
+
+def test_training_mirrors_where_the_key_says_so_and_validation_never(tmp_path):
+    folder = write_pairs(tmp_path, ["0.png"])
+    pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    for name in ("opt_256_oc_0.2", "sar_256_oc_0.2"):
+        Image.fromarray(pixels).save(folder / name / "0.png")
+    pairs = read_registered_pairs(folder).train
+    plain, mirrored = to_tensor(pixels), to_tensor(pixels[:, ::-1])
+
+    def seen(load, flip):
+        cfg = load_cfg(None, [*cfg_words(folder), "SOLVER.IMS_PER_BATCH", "1", "BBDM.FLIP", flip])
+        loader = load(cfg, pairs, device_type="cpu")
+        found = set()
+        for epoch in range(12):
+            if load is build_train_loader:
+                loader.batch_sampler.set_epoch(epoch)
+            for batch in loader:
+                found |= {"plain" if torch.equal(image, plain) else "mirrored" for image in batch.images}
+                assert all(torch.equal(image, plain) or torch.equal(image, mirrored) for image in batch.images)
+        return found
+
+    assert seen(build_train_loader, "True") == {"plain", "mirrored"}
+    assert seen(build_train_loader, "False") == seen(build_validation_loader, "True") == {"plain"}
+
+
+def test_the_order_of_training_pairs_follows_from_the_seed(cfg):
+    pairs = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
+
+    def order(seed):
+        loader = build_train_loader(
+            load_cfg(None, [*cfg_words(cfg.BBDM.PAIRS_DIR), "SOLVER.SEED", str(seed)]), pairs, device_type="cpu"
+        )
+        loader.batch_sampler.set_epoch(1)
+        return [batch.indices.tolist() for batch in loader]
+
+    assert order(1) == order(1) != order(2)
+
+
+def test_only_registered_pairs_are_cut(cfg, tmp_path):
+    """Views of a ship do not show the same ground: cut at one place, they would show different parts of it."""
+    root = write_hoss(tmp_path, ["0001_a_RGB.tif", "0001_a_SAR.tif"])
+    ships = pair_ship_views(read_hoss(root, test=False).train).train
+    cfg = load_cfg(None, [*cfg_words(cfg.BBDM.PAIRS_DIR), "BBDM.CROP", "True", "BBDM.IMAGE_SIZE", "[4, 6]"])
+    scenes = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
+    settings = [build_dataset(cfg, pairs, flip=False).transform.keywords for pairs in (ships, scenes)]
+    assert settings == [{"size": (4, 6), "crop": crop, "flip": False} for crop in (False, True)]
+
+
+def test_a_cut_of_the_whole_picture_is_the_picture():
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3)).astype(np.uint8)
+    cut = cut_or_resize(pixels, np.random.default_rng(0), size=(5, 7), crop=True, flip=False)
+    assert torch.equal(cut, to_tensor(pixels))
+    places = {
+        cut_or_resize(pixels, np.random.default_rng(key), size=(4, 6), crop=True, flip=False).numpy().tobytes()
+        for key in range(60)
+    }
+    expected = {to_tensor(pixels[top : top + 4, left : left + 6]).numpy().tobytes() for top in (0, 1) for left in (0, 1)}
+    assert places == expected, "the last place too"
+
+
+def test_half_of_the_pictures_are_mirrored():
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 4, 3)).astype(np.uint8)
+    pictures = [cut_or_resize(pixels, np.random.default_rng(key), size=(4, 4), crop=False, flip=True) for key in range(400)]
+    plain = sum(torch.equal(picture, to_tensor(pixels)) for picture in pictures)
+    assert 160 < plain < 240
+
+
+def test_pictures_are_laid_out_as_the_device_likes():
+    assert layout_of(torch.device("cuda", 0)) is torch.channels_last
+    assert layout_of(torch.device("cpu")) is torch.contiguous_format

@@ -72,6 +72,13 @@ def test_the_last_batch_is_filled_up_and_its_filling_left_out():
     assert all(sample.shape == (3, 4, 5) for sample in drawn)
 
 
+def test_pictures_go_to_the_network_in_the_layout_of_its_device(monkeypatch):
+    model = Recorder()
+    monkeypatch.setattr("bbdm.drawing.layout_of", lambda device: torch.channels_last)
+    list(draw(model, JOBS[:1], picture, STEPS, seed=7, batch_size=2))
+    assert model.batches[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_pictures_that_are_not_finite_are_refused_with_their_names():
     drawn = draw(Recorder(), JOBS, lambda place: picture(place) / (place != 2), STEPS, seed=7, batch_size=2)
     assert len([next(drawn), next(drawn)]) == 2
