@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 
 from configs import load_cfg
@@ -14,15 +13,15 @@ from model.pretrained import load_weights
 from processor.feature_store import build_feature_store, chip_contents, hash_files, hash_text, sample_contents
 from processor.features import extract_features
 from processor.fusion import find_samples, fuse_images
-from processor.ranking.evaluation import build_ranking, counting_line, counting_rules, evaluate, results_dict, results_table
+from processor.ranking.evaluation import build_ranking, counting_line, counting_rules, evaluate, results_table
 from processor.ranking.intervals import METHOD
+from processor.ranking.results import Results, write_results
 from processor.selection import UNKNOWN, build_tuning_sentences, find_selection
 from utils import distributed
 from utils.checkpoint import sha256
 from utils.cli import run
 from utils.device import Precision, build_device
 from utils.errors import UsageError
-from utils.files import write_json
 from utils.log import describe_environment, make_output_dir, setup_logging
 
 logger = logging.getLogger("test")
@@ -64,18 +63,18 @@ def test(cfg, device) -> None:
     evaluations = evaluate(data.protocols, data.images, features, ranking, fused=fused, sources=sources)
     if distributed.is_main():
         selection, tuned = find_selection(cfg.TEST.WEIGHT, digest), build_tuning_sentences(cfg, digest)
-        results = {
-            "weights": {"path": str(cfg.TEST.WEIGHT), "sha256": digest},
-            "selection": asdict(selection) if selection else None,
-            "tuning": tuned,
-            "data": {"root": str(cfg.DATASETS.ROOT_DIR), "images": len(hashes), "sha256": hash_text(hashes)},
-            "counting": counting_rules(ranking),
-            "tau": cfg.TEST.FUSION_TAU,
-            "samples_per_image": samples.per_image if samples else 0,
-            "protocols": results_dict(evaluations),
-            "environment": describe_environment(device=device, seed=cfg.SOLVER.SEED),
-        }
-        write_json(folder / "results.json", results)
+        results = Results(
+            weights={"path": str(cfg.TEST.WEIGHT), "sha256": digest},
+            selection=selection,
+            tuning=tuned,
+            data={"root": str(cfg.DATASETS.ROOT_DIR), "images": len(hashes), "sha256": hash_text(hashes)},
+            counting=counting_rules(ranking),
+            tau=cfg.TEST.FUSION_TAU,
+            samples_per_image=samples.per_image if samples else 0,
+            protocols=evaluations,
+            environment=describe_environment(device=device, seed=cfg.SOLVER.SEED),
+        )
+        write_results(folder / "results.json", results)
         print(results_table(evaluations))
         print(f"{counting_line(ranking)}\n95 %: {METHOD}")
         print("\n".join([selection.sentence() if selection else UNKNOWN, *tuned]))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from processor.ranking.comparison import compare_outcomes
-from processor.ranking.evaluation import Outcome
+from processor.ranking.results import Outcome
 from tests.commands import call
 from tools import compare
 from utils.errors import DataError
@@ -23,15 +23,27 @@ A = outcomes((0.5, 2), (1.0, 1), (0.2, 5), (None, 0))
 B = outcomes((1.0, 1), (1.0, 1), (0.1, 9), (None, 0))
 
 
-def content(plain, fused=None, *, gallery=20, same=True, split=None, protocol="ALL"):
-    def figures(per_query):
-        return None if per_query is None else {"per_query": per_query, "gallery": gallery}
+INTERVALS = {f"{rate}_interval": [0.1, 0.9] for rate in ("mAP", "R1", "R5", "R10")}
+FIGURES = {"mAP": 0.5, "R1": 0.5, "R5": 0.5, "R10": 0.5, "queries": 4, "queries_counted": 3, "distractors": 0, "chance": 0.1}
+RERANKED = {"k1": 20, "k2": 6, "lambda_value": 0.3}
 
+
+def content(plain, fused=None, *, gallery=20, split=None, protocol="ALL", images="d", **rules):
+    def figures(per_query):
+        return None if per_query is None else {**FIGURES, **INTERVALS, "per_query": per_query, "gallery": gallery}
+
+    chosen = {"sha256": "w", "epoch": 1, "metric": "mAP", "score": 0.5, "split": split, "fraction": 0.0, "seed": 1}
+    counting = {"same_modality_gallery": True, "queries_without_match": "left out", "query_expansion": None, "reranking": None}
     return {
-        "selection": split and {"split": split},
-        "data": {"sha256": "d"},
-        "counting": {"same_modality_gallery": same},
+        "weights": {"path": "w.pth", "sha256": "w"},
+        "selection": chosen if split else None,
+        "tuning": [],
+        "data": {"root": "data", "images": 9, "sha256": images},
+        "counting": {**counting, "interval_level": 0.95, **rules},
+        "tau": 0.02,
+        "samples_per_image": 0,
         "protocols": {protocol: {"plain": figures(plain), "fused": figures(fused)}},
+        "environment": {},
     }
 
 
@@ -104,7 +116,7 @@ def test_one_file_compares_plain_with_fused(tmp_path):
     [
         (content(B[:3]), ["same queries", "3_a_RGB.tif"]),
         (content(outcomes(*[(0.5, 1)] * 4, first=7)), ["same queries", "0_a_RGB.tif", "10_a_RGB.tif"]),
-        (content(B, same=False), ["TEST.SAME_MODALITY_GALLERY"]),
+        (content(B, same_modality_gallery=False), ["TEST.SAME_MODALITY_GALLERY"]),
         (content(B, gallery=21), ["20 gallery images", "21"]),
         (content(B, protocol="O2S"), ["no protocol in common"]),
         (content(outcomes(*[(None, 0)] * 4)), ["no query counts in both"]),
@@ -114,8 +126,10 @@ def test_one_file_compares_plain_with_fused(tmp_path):
         (content([vars(Outcome("0_a_RGB.tif", 0, 5.0, 1))]), ["outcome of each query", "b.json"]),
         (content([vars(Outcome("0_a_RGB.tif", 0, 0.5, "1"))]), ["outcome of each query", "b.json"]),
         (content([vars(Outcome(["a"], 0, 0.5, 1))]), ["outcome of each query", "b.json"]),
-        (content(B, same="False"), ["outcome of each query", "b.json"]),
-        (content(B) | {"selection": "best"}, ["outcome of each query", "b.json"]),
+        (content(B, queries_without_match="count as lost"), ["queries_without_match"]),
+        (content(B) | {"selection": "best"}, ["selection", "b.json"]),
+        (content(B, interval_level="0.95"), ["level", "b.json"]),
+        (content(B) | {"protocols": {"ALL": {"plain": {"mAP": 0.5}, "fused": None}}}, ["outcome of each query", "b.json"]),
     ],
 )
 def test_files_that_cannot_be_compared_are_refused(tmp_path, second, words):
@@ -124,6 +138,22 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path, second, words):
     ended = call(compare.main, write(tmp_path / "a.json", A), other)
     assert ended.status == 1
     assert all(word in ended.sentence for word in words), ended.sentence
+
+
+def test_counting_rules_that_differ_are_refused_or_named(tmp_path):
+    """A re-ranked result may be compared with a plain one, but not in silence."""
+    plain = write(tmp_path / "a.json", A)
+    ended = call(compare.main, plain, write(tmp_path / "b.json", B, reranking=RERANKED))
+    assert ended.status == 0, ended.err
+    assert "figures differ by re-ranking too: A's without and B's with k1 20, k2 6, lambda_value 0.3" in ended.out
+    ended = call(compare.main, write(tmp_path / "c.json", B, query_expansion={"count": 4, "alpha": 2.0}), plain)
+    assert "figures differ by query expansion too: A's with count 4, alpha 2 and B's without" in ended.out
+    assert "differ" not in call(compare.main, plain, write(tmp_path / "d.json", B)).out.replace("difference", "")
+
+
+def test_other_test_images_are_told(tmp_path):
+    ended = call(compare.main, write(tmp_path / "a.json", A), write(tmp_path / "b.json", B, images="e"))
+    assert "not the same files" in ended.out
 
 
 def test_wrong_calls(tmp_path):

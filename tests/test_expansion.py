@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from datasets.records import Chip, Modality, Protocol
 from processor.ranking import expansion
-from processor.ranking.evaluation import Expansion, Ranking, Reranking, build_ranking, rank_protocol
+from processor.ranking.evaluation import Ranking, build_ranking, rank_protocol
 from processor.ranking.expansion import expand_queries
 from tests.commands import tiny_cfg
 from tools.rank import rank_records
@@ -56,11 +56,11 @@ def records(count: int, split: str) -> list[Chip]:
 
 
 @pytest.mark.parametrize("same_modality", [True, False])
-@pytest.mark.parametrize("reranking", [None, Reranking(k1=6, k2=2)])
+@pytest.mark.parametrize("reranking", [None, {"k1": 6, "k2": 2}])
 def test_evaluation_and_lists_expand_alike(same_modality, reranking):
     query, gallery = records(8, "query"), records(24, "gallery")
     features = unit(32, 6)
-    ranking = Ranking(same_modality=same_modality, expansion=Expansion(3, 1.0), reranking=reranking)
+    ranking = Ranking(same_modality=same_modality, expansion={"count": 3, "alpha": 1.0}, reranking=reranking)
     protocol = Protocol("ALL", tuple(range(8)), tuple(range(8, 32)))
     result = rank_protocol(protocol, features, [*query, *gallery], ranking)
     lists = rank_records(query, gallery, features, ranking, top_k=0)
@@ -73,4 +73,4 @@ def test_evaluation_and_lists_expand_alike(same_modality, reranking):
 def test_the_configuration_chooses_it():
     assert build_ranking(tiny_cfg(), torch.device("cpu")).expansion is None
     cfg = tiny_cfg(TEST__QUERY_EXPANSION=4, TEST__QUERY_EXPANSION_ALPHA=2)
-    assert build_ranking(cfg, torch.device("cpu")).expansion == Expansion(4, 2.0)
+    assert build_ranking(cfg, torch.device("cpu")).expansion == {"count": 4, "alpha": 2.0}

@@ -15,7 +15,7 @@ from datasets.catalogue import find_pictures, read_hoss
 from datasets.records import DISTRACTOR, Chip, Modality
 from datasets.sar import build_sar_rendering
 from model.build import build_model
-from processor.ranking.evaluation import Ranking, Reranking, rank_protocol
+from processor.ranking.evaluation import Ranking, rank_protocol
 from tests.chip_files import optical_pixels, sar_values, write_chip, write_hoss
 from tools import check_dataset, import_dataset
 from tools import rank as command
@@ -70,7 +70,7 @@ def records(modalities, split="gallery"):
 # The order
 
 
-@pytest.mark.parametrize(("same_modality", "reranking"), [(True, None), (False, None), (True, Reranking(k1=6, k2=3))])
+@pytest.mark.parametrize(("same_modality", "reranking"), [(True, None), (False, None), (True, {"k1": 6, "k2": 3})])
 def test_lists_agree_with_the_evaluation(tmp_path, same_modality, reranking):
     data = read_hoss(write_hoss(tmp_path, test_ships=9, views=3))
     protocol = data.protocols["ALL"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ import pytest
 import processor.train
 import test as test_command
 import train as train_command
-from processor.ranking.comparison import Results, Scored
-from processor.ranking.evaluation import Outcome
+from processor.ranking.results import Evaluation, Outcome
 from tests.chip_files import write_chip, write_hoss
 from tests.commands import call, settings
+from tests.test_results import PLAIN, RESULTS
 from tools import repeat
 from utils.errors import DataError, UsageError
 
@@ -28,12 +29,14 @@ def test_seeds_that_are_none(text):
         repeat.parse_seeds(text)
 
 
-def results_of(name, *precisions, images="d") -> Results:
+def results_of(name, *precisions, images="d"):
     outcomes = tuple(
         Outcome(f"q{ship}", ship, value, 0 if value is None else 1 if value > 0.5 else 2)
         for ship, value in enumerate(precisions)
     )
-    return Results(name, {("ALL", "plain"): Scored(outcomes, 9)}, True, images, {})
+    weights, data = {"path": name, "sha256": "w"}, {"root": "data", "images": 9, "sha256": images}
+    protocols = {"ALL": Evaluation(replace(PLAIN, per_query=outcomes))}
+    return replace(RESULTS, weights=weights, data=data, protocols=protocols)
 
 
 def test_a_summary_by_hand():

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor.ranking import retrieval
-from processor.ranking.retrieval import RetrievalResult, join_results, rank_distances, rank_features, squared_distances
+from processor.ranking.retrieval import (
+    RetrievalResult,
+    join_results,
+    mostly_tied,
+    rank_distances,
+    rank_features,
+    squared_distances,
+)
 from utils.errors import DataError
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("metrics*.npz"))
@@ -30,6 +37,8 @@ def assert_same(left: RetrievalResult, right: RetrievalResult):
     np.testing.assert_array_equal(left.average_precision, right.average_precision)
     np.testing.assert_array_equal(left.first_match, right.first_match)
     np.testing.assert_array_equal(left.matches, right.matches)
+    np.testing.assert_array_equal(left.ranked, right.ranked)
+    np.testing.assert_array_equal(left.tied, right.tied)
     assert left.gallery == right.gallery
 
 
@@ -103,7 +112,8 @@ def test_golden_distances_and_metrics(path):
     distances = squared_distances(query, gallery)
     np.testing.assert_allclose(distances, golden["dist"], atol=1e-5)
     for result in (rank_features(query, gallery, **truth), rank_distances(distances, **truth)):
-        np.testing.assert_allclose(result.cmc(), golden["cmc"], atol=1e-5)
+        found = [result.rank(k) for k in range(1, len(golden["cmc"]) + 1)]
+        np.testing.assert_allclose(found, golden["cmc"], atol=1e-5)
         assert result.mean_average_precision == pytest.approx(float(golden["mAP"]), abs=1e-5)
         assert result.rank(1) == pytest.approx(golden["cmc"][0], abs=1e-5)
 
@@ -153,9 +163,7 @@ def test_metrics_of_a_ranking_worked_by_hand():
     assert result.matches.tolist() == [2, 0, 1]
     assert (result.queries, result.queries_counted, result.gallery) == (3, 2, 4)
     assert result.mean_average_precision == pytest.approx((7 / 12 + 1 / 4) / 2)
-    np.testing.assert_allclose(result.cmc(), [0, 0.5, 0.5, 1])
-    assert len(result.cmc(3)) == 3
-    assert [result.rank(k) for k in (1, 2, 4)] == [0, 0.5, 1]
+    assert [result.rank(k) for k in (1, 2, 3, 4)] == [0, 0.5, 0.5, 1]
     np.testing.assert_array_equal(result.hits(2), [1, np.nan, 0])
 
 
@@ -234,3 +242,15 @@ def test_chance_of_a_random_ranking_counts_the_images_that_are_ranked():
         gallery_modalities=gallery_modalities,
     )
     assert result.ranked.tolist() == [2, 3, 3]
+
+
+def test_queries_of_which_most_of_the_gallery_ties_are_known():
+    distances = torch.tensor([[1.0, 1, 1, 2, 3], [1, 1, 2, 3, 4], [0, 5, 7, 7, 7], [0, 1, 1, 1, 4]])
+    assert mostly_tied(distances).tolist() == [True, False, True, True]
+    assert mostly_tied(distances[:, :1]).tolist() == [False] * 4  # one image ties with nothing
+    ids = {"query_ids": [1, 2, 3, 1], "gallery_ids": [1, 2, 3, 1, 1]}
+    assert rank_distances(distances, **ids).tied.tolist() == [True, False, True, True]
+    features = torch.eye(3)[[0, 1, 0, 1, 1, 1, 2]]
+    assert rank_features(features[:2], features[2:], query_ids=[1, 2], gallery_ids=[1, 2, 1, 2, 1]).tied.tolist() == [True] * 2
+    close = close_features()
+    assert not rank_features(*close[:2], **close[2]).tied.any()

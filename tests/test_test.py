@@ -232,7 +232,7 @@ def test_no_query_with_a_match_is_no_result(data, weights, tmp_path):
     [
         ({"TEST__WEIGHT": ""}, 2, "TEST.WEIGHT is empty"),
         ({"TEST__WEIGHT": "missing.pth"}, 1, "missing.pth"),
-        ({"TEST__FUSION_TAU": 2}, 2, "TEST.FUSION_TAU is 2"),
+        ({"TEST__FUSION_TAU": 2}, 2, "TEST.FUSION_TAU cannot be '2'"),
         ({"MODEL__TRANSFORMER_TYPE": "vit_small_patch16_224_TransOSS"}, 1, "transformer_1.pth"),
         ({"INPUT__SIZE_TEST": "[32,16]"}, 2, "INPUT.SIZE_TRAIN and INPUT.SIZE_TEST differ"),
         ({"DATASETS__ROOT_DIR": "nowhere"}, 1, "nowhere"),

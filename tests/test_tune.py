@@ -13,8 +13,8 @@ from datasets.records import Modality
 from datasets.validation import hold_out
 from model.build import build_model
 from processor.ranking.comparison import compare_outcomes
-from processor.ranking.evaluation import Outcome, Score
 from processor.ranking.intervals import Interval
+from processor.ranking.results import Outcome, Score
 from processor.ranking.tuning import Trial, choose, choose_on_other_ships, compare_choice
 from processor.selection import Split, write_selection
 from tests.chip_files import write_hoss

@@ -6,131 +6,138 @@ far less than the two figures' own intervals seem to hide.
 """
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from processor.ranking.comparison import KINDS, METRICS, Comparison, Results, compare_outcomes, read_results
+from processor.ranking.comparison import METRICS, Comparison, compare_outcomes
 from processor.ranking.intervals import PAIRED_METHOD
+from processor.ranking.results import KINDS, Results, Score, read_results
 from utils.cli import run
 from utils.errors import DataError
 from utils.files import write_json
 from utils.log import table
 
+COUNTED = ("same_modality_gallery", "queries_without_match", "distractors")
+"""Rules that decide what is counted: files that differ in them are refused."""
 
-@dataclass(frozen=True)
-class Line:
-    """One comparison and what it is of: the protocol, the two sides in words, and the figure."""
+NAMED = {"query_expansion": "query expansion", "reranking": "re-ranking"}
+"""Rules whose effect a comparison may be about: where they differ it is said."""
 
-    protocol: str
-    sides: str
-    metric: str
-    comparison: Comparison
+File = tuple[Path, Results]
 
 
-def compare_files(first: Results, second: Results) -> list[Line]:
-    """Every protocol and kind that both files have.
+Comparisons = dict[tuple[str, str, str], Comparison]
+"""Protocol, the two sides in words, figure -> comparison."""
+
+
+def compare_files(*files: File) -> Comparisons:
+    """Every protocol and kind that two files both have.
 
     Raises:
         DataError: they have none in common, other queries, other galleries, or count by other rules.
     """
-    if first.same_modality != second.same_modality:
-        raise DataError(
-            f"{first.path} and {second.path} count differently: one leaves images of the query's own modality out of the "
-            "gallery; test both with the same TEST.SAME_MODALITY_GALLERY"
-        )
-    common = [key for key in first.scored if key in second.scored]
+    (first, ours), (second, theirs) = files
+    for rule in COUNTED:
+        if ours.counting.get(rule) != theirs.counting.get(rule):
+            advice = f"test both with the same TEST.{rule.upper()}" if rule == COUNTED[0] else "test again with one version"
+            raise DataError(f"{first} and {second} count differently: {rule} is not the same in both; {advice}")
+    common = [key for key in ours.scores if key in theirs.scores]
     if not common:
-        raise DataError(f"{first.path} and {second.path} have no protocol in common; compare tests of the same data set")
-    lines = []
+        raise DataError(f"{first} and {second} have no protocol in common; compare tests of the same data set")
+    found: Comparisons = {}
     for protocol, kind in common:
-        ours, theirs = first.scored[protocol, kind], second.scored[protocol, kind]
-        lines += _lines(protocol, f"{kind}: A to B", ours.outcomes, theirs.outcomes, f"{first.path} and {second.path}")
-        if ours.gallery != theirs.gallery:
+        scores = ours.scores[protocol, kind], theirs.scores[protocol, kind]
+        found |= _compare(protocol, f"{kind}: A to B", *scores, f"{first} and {second}")
+        if scores[0].gallery != scores[1].gallery:
             raise DataError(
-                f"{protocol} has {ours.gallery} gallery images in {first.path} and {theirs.gallery} in {second.path}; "
+                f"{protocol} has {scores[0].gallery} gallery images in {first} and {scores[1].gallery} in {second}; "
                 "compare tests of the same data set"
             )
-    return lines
+    return found
 
 
-def compare_kinds(results: Results, name: str) -> list[Line]:
+def compare_kinds(path: Path, results: Results, name: str) -> Comparisons:
     """Plain with fused figures of one file, where it has both."""
-    lines = []
-    for protocol in dict.fromkeys(protocol for protocol, _ in results.scored):
-        if all((protocol, kind) in results.scored for kind in KINDS):
-            plain, fused = (results.scored[protocol, kind].outcomes for kind in KINDS)
-            lines += _lines(protocol, f"{name}: plain to fused", plain, fused, str(results.path))
-    return lines
+    found: Comparisons = {}
+    for protocol, evaluation in results.protocols.items():
+        if evaluation.fused is not None:
+            found |= _compare(protocol, f"{name}: {' to '.join(KINDS)}", evaluation.plain, evaluation.fused, str(path))
+    return found
 
 
-def _lines(protocol: str, sides: str, first, second, files: str) -> list[Line]:
+def _compare(protocol: str, sides: str, first: Score, second: Score, files: str) -> Comparisons:
+    pair = first.per_query, second.per_query
     try:
-        return [Line(protocol, sides, metric, compare_outcomes(first, second, metric)) for metric in METRICS]
+        return {(protocol, sides, metric): compare_outcomes(*pair, metric) for metric in METRICS}
     except DataError as error:
         raise DataError(f"{files}, {protocol}: {error}") from error
     except ValueError as error:
         raise DataError(f"{files}, {protocol}: {error} in both, so nothing can be compared") from error
 
 
-def comparison_table(lines: Sequence[Line]) -> str:
+def comparison_table(comparisons: Comparisons) -> str:
     """The comparisons as text, in percent and points."""
     rows = []
-    for line in lines:
-        found, interval = line.comparison, line.comparison.difference
+    for of, found in comparisons.items():
+        interval = found.difference
         figures = [f"{100 * found.first:.1f}", f"{100 * found.second:.1f}", f"{100 * interval.mean:+.1f}"]
         ends = f"{100 * interval.low:+.1f} .. {100 * interval.high:+.1f}"
-        counts = [len(found.won), len(found.lost), interval.queries]
-        rows.append([line.protocol, line.sides, line.metric, *figures, ends, *counts, found.verdict])
+        rows.append([*of, *figures, ends, len(found.won), len(found.lost), interval.queries, found.verdict])
     headers = ["protocol", "", "", "first", "second", "difference", "95 %", "won", "lost", "queries", "second is"]
     return table(headers, rows)
 
 
-def names_text(lines: Sequence[Line], limit: int) -> str:
+def names_text(comparisons: Comparisons, limit: int) -> str:
     """The queries whose first image became right or wrong, by name."""
     told = []
-    for line in lines:
-        if line.metric == "R1":
-            for word, names in (("won", line.comparison.won), ("lost", line.comparison.lost)):
+    for (protocol, sides, metric), found in comparisons.items():
+        if metric == "R1":
+            for word, names in (("won", found.won), ("lost", found.lost)):
                 more = f" and {len(names) - limit} more" if len(names) > limit else ""
-                told += [f"{line.protocol}, {line.sides}, R1 {word}: {', '.join(names[:limit])}{more}"] if names else []
+                told += [f"{protocol}, {sides}, R1 {word}: {', '.join(names[:limit])}{more}"] if names else []
     return "\n".join(told)
 
 
-def comparison_dict(lines: Sequence[Line]) -> list[dict[str, Any]]:
+def comparison_list(comparisons: Comparisons) -> list[dict[str, Any]]:
     """The comparisons for JSON, every name included."""
     return [
         {
-            "protocol": line.protocol,
-            "sides": line.sides,
-            "metric": line.metric,
-            "first": line.comparison.first,
-            "second": line.comparison.second,
-            "difference": line.comparison.difference.mean,
-            "interval": [line.comparison.difference.low, line.comparison.difference.high],
+            **dict(zip(("protocol", "sides", "metric"), of)),
+            "first": found.first,
+            "second": found.second,
+            "difference": found.difference.mean,
+            "interval": found.difference.ends,
             "method": PAIRED_METHOD,
-            "won": line.comparison.won,
-            "lost": line.comparison.lost,
+            "won": found.won,
+            "lost": found.lost,
         }
-        for line in lines
+        for of, found in comparisons.items()
     ]
 
 
-def notes(files: Sequence[Results]) -> list[str]:
+def notes(files: Sequence[File]) -> list[str]:
     """What a reader should know of the files."""
-    told = [f"{name}: {results.path}" for name, results in zip("AB", files)]
-    for name, results in zip("AB", files):
-        selection = results.content.get("selection")
-        if selection and selection.get("split") == "test":
+    told = [f"{name}: {path}" for name, (path, _) in zip("AB", files)]
+    for name, (_, results) in zip("AB", files):
+        if results.selection and results.selection.split == "test":
             told.append(f"{name}'s weights were chosen on the test split, whose figures flatter them")
-    if len({results.images for results in files}) > 1:
+    for rule, words in NAMED.items():
+        values = [results.counting.get(rule) for _, results in files]
+        if any(value != values[0] for value in values):
+            sides = (f"{name}'s {_options(value)}" for name, value in zip("AB", values))
+            told.append(f"figures differ by {words} too: {' and '.join(sides)}")
+    if len({results.data["sha256"] for _, results in files}) > 1:
         told.append("the test images of A and B are not the same files, or not in the same order")
     return told
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Read the files, compare, print and perhaps write."""
+def _options(value: Mapping[str, Any] | None) -> str:
+    return "with " + ", ".join(f"{name} {number:g}" for name, number in value.items()) if value else "without"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.compare",
         description="Paired differences between results of the same queries, with 95 % intervals and the queries won and lost.",
@@ -140,21 +147,27 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("files", metavar="results.json", type=Path, nargs="+", help="A, or A and B, as test.py writes them")
     parser.add_argument("--names", type=int, default=10, metavar="N", help="how many names of queries to print a line (10)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons there too, with every name")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read the files, compare, print and perhaps write."""
+    parser = build_parser()
     args = parser.parse_args(arguments)
     if args.names < 1:
         parser.error("--names is at least 1")
     if len(args.files) > 2:
         parser.error(f"{len(args.files)} files are given; compare one or two")
-    files = [read_results(path) for path in args.files]
-    lines = compare_files(*files) if len(files) == 2 else []
-    for name, results in zip("AB", files):
-        lines += compare_kinds(results, name)
-    if not lines:
+    files = [(path, read_results(path)) for path in args.files]
+    found = compare_files(*files) if len(files) == 2 else {}
+    for name, (path, results) in zip("AB", files):
+        found |= compare_kinds(path, results, name)
+    if not found:
         raise DataError(f"{args.files[0]} has no fused figures to compare its plain ones with; give a second results.json")
-    for text in (*notes(files), "", comparison_table(lines), f"95 %: {PAIRED_METHOD}", names_text(lines, args.names)):
+    for text in (*notes(files), "", comparison_table(found), f"95 %: {PAIRED_METHOD}", names_text(found, args.names)):
         print(text)
     if args.json:
-        write_json(args.json, comparison_dict(lines))
+        write_json(args.json, comparison_list(found))
 
 
 if __name__ == "__main__":

@@ -18,23 +18,31 @@ from typing import Any
 
 import numpy as np
 import yaml
+from yacs.config import CfgNode
 
-from configs import load_cfg
+from configs.command import config_parser, open_command
+from configs.loading import get_value
 from datasets.catalogue import read_hoss
 from processor.feature_store import hash_files, hash_text
-from processor.ranking.comparison import METRICS, Results, read_results
+from processor.ranking.comparison import METRICS
 from processor.ranking.intervals import METHOD, Interval, mean_interval
-from processor.selection import UNKNOWN, Selection
+from processor.ranking.results import Results, read_results
+from processor.selection import UNKNOWN
 from utils.checkpoint import load, sha256
 from utils.cli import run
 from utils.errors import CheckpointError, DataError, UsageError
 from utils.files import write_json, write_text
-from utils.log import make_output_dir, setup_logging
+from utils.log import make_output_dir, table
 
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
 MOST_SEEDS = 1000
+OF_TESTS = ("TEST.", "BBDM.", "SOLVER.RESUME", "DATASETS.QUERY_ADD_DIR", "DATASETS.GALLERY_ADD_DIR", "DATALOADER.NUM_WORKERS")
+"""Starts of keys that a training does not depend on."""
+
+OWN = {"SOLVER.SEED": None, "SOLVER.RESUME": "", "TEST.WEIGHT": ""}
+"""Keys that every seed has of its own -> what the configuration of all seeds must hold; None: anything."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -113,19 +121,11 @@ def _refuse_other_run(cfg, folder: Path, seed: int) -> None:
         raise DataError(f"{folder} holds a run of other settings ({told}); name a new OUTPUT_DIR, or remove the folder")
 
 
-def _training_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+def _training_settings(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     keys = {
         f"{section}.{key}": value for section, node in content.items() if isinstance(node, dict) for key, value in node.items()
     }
-    ignored = (
-        "TEST.",
-        "BBDM.",
-        "SOLVER.RESUME",
-        "DATASETS.QUERY_ADD_DIR",
-        "DATASETS.GALLERY_ADD_DIR",
-        "DATALOADER.NUM_WORKERS",
-    )
-    return {key: value for key, value in keys.items() if not key.startswith(ignored)}
+    return {key: value for key, value in keys.items() if not key.startswith(OF_TESTS)}
 
 
 def _test_settings(cfg) -> dict[str, Any]:
@@ -154,8 +154,8 @@ def _is_tested(cfg, path: Path, weights: Path) -> bool:
         images = [record.path for record in read_hoss(cfg.DATASETS.ROOT_DIR, train=False).images]
         return (
             tested == _test_settings(cfg)
-            and results.content["weights"]["sha256"] == sha256(weights)
-            and results.images == hash_text(hash_files(images))
+            and results.weights["sha256"] == sha256(weights)
+            and results.data["sha256"] == hash_text(hash_files(images))
         )
     except (OSError, ValueError, LookupError, TypeError, DataError):
         return False
@@ -186,78 +186,71 @@ def summarise(results: Sequence[Results]) -> list[Summary]:
     Raises:
         DataError: the seeds were tested on different images.
     """
-    for other in results[1:]:
-        if other.images != results[0].images:
-            raise DataError(f"{results[0].path} and {other.path} are of different test images; test all seeds on the same data")
+    if len({own.data["sha256"] for own in results}) > 1:
+        paths = " and ".join(own.weights["path"] for own in results)
+        raise DataError(f"{paths} were tested on different test images; test all seeds on the same data")
     summaries = []
-    for protocol, kind in results[0].scored:
-        if all((protocol, kind) in other.scored for other in results):
-            outcomes = [other.scored[protocol, kind].outcomes for other in results]
-            ships = [outcome.ship for outcome in outcomes[0]]
-            for metric, value in METRICS.items():
-                table = np.array([[value(outcome) for outcome in own] for own in outcomes])
-                values = tuple(np.nanmean(table, axis=1).tolist())
-                deviation = statistics.stdev(values) if len(values) > 1 else None
-                interval = mean_interval(table.mean(axis=0), ships)
-                summaries.append(Summary(protocol, kind, metric, values, deviation, interval))
+    for of in results[0].scores:
+        if not all(of in own.scores for own in results):
+            continue
+        outcomes = [own.scores[of].per_query for own in results]
+        ships = [outcome.ship for outcome in outcomes[0]]
+        for metric, value in METRICS.items():
+            figures = np.array([[value(outcome) for outcome in own] for own in outcomes])
+            values = tuple(np.nanmean(figures, axis=1).tolist())
+            deviation = statistics.stdev(values) if len(values) > 1 else None
+            summaries.append(Summary(*of, metric, values, deviation, mean_interval(figures.mean(axis=0), ships)))
     return summaries
 
 
 def report_text(summaries: Sequence[Summary], facts: Mapping[str, Any]) -> str:
     """The report as Markdown: figures in percent, then what they were made with."""
-    seeds = facts["seeds"]
+    seeds, environment, own = facts["seeds"], facts["environment"], facts["counting"]["same_modality_gallery"]
     headers = ["protocol", "", "", *(f"seed {seed}" for seed in seeds), "mean", "deviation", "95 %"]
     rows = [
         [
             *(found.protocol, found.kind, found.metric),
-            *(f"{100 * value:.1f}" for value in found.values),
-            f"{100 * found.interval.mean:.1f}",
+            *(f"{100 * value:.1f}" for value in (*found.values, found.interval.mean)),
             "" if found.deviation is None else f"{100 * found.deviation:.1f}",
             f"{100 * found.interval.low:.1f} .. {100 * found.interval.high:.1f}",
         ]
         for found in summaries
     ]
-    lines = [f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}", *(f"| {' | '.join(row)} |" for row in rows)]
-    environment = facts["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     about = [
         f"{len(seeds)} seeds ({', '.join(map(str, seeds))}). Deviation: between seeds. 95 %: of the mean over seeds, for other "
         f"ships ({METHOD}); what other seeds would add is not in it: the deviation tells that.",
         "",
         f"* {facts['chosen']}",
-        f"* counting: own modality {'in' if facts['counting']['same_modality_gallery'] else 'out of'} the gallery, queries "
-        "without a match left out",
+        f"* counting: own modality {'in' if own else 'out of'} the gallery, queries without a match left out",
         f"* test images: {facts['data']['images']}, SHA-256 {facts['data']['sha256']}",
         *(f"* seed {seed}: weights SHA-256 {digest}" for seed, digest in zip(seeds, facts["weights"])),
         f"* commit {environment['commit']}, {environment['device_name']}, Python {environment['python']}, {packages}",
     ]
-    return "\n".join(["# Repeated runs", "", *lines, "", *about, ""])
+    return "\n".join(["# Repeated runs", "", table(headers, rows, "pipe"), "", *about, ""])
 
 
 def describe(cfg, seeds: Sequence[int], results: Sequence[Results]) -> dict[str, Any]:
     """What the figures were made with."""
-    contents = [own.content for own in results]
-    chosen = [Selection(**content["selection"]).sentence() if content["selection"] else UNKNOWN for content in contents]
+    chosen = [own.selection.sentence() if own.selection else UNKNOWN for own in results]
     return {
         "seeds": list(seeds),
         "chosen": "; ".join(dict.fromkeys(chosen)),
-        "counting": contents[0]["counting"],
-        "data": contents[0]["data"],
-        "weights": [content["weights"]["sha256"] for content in contents],
-        "environment": contents[0]["environment"],
+        "counting": results[0].counting,
+        "data": results[0].data,
+        "weights": [own.weights["sha256"] for own in results],
+        "environment": results[0].environment,
         "config": cfg.dump(),
     }
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.repeat",
-        description="Train and test with several seeds; tell mean, deviation and one interval. Started again, it goes on.",
-        epilog="example:\n  python -m tools.repeat --config_file configs/hoss_transoss.yml --seeds 0-4 OUTPUT_DIR logs/five",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = config_parser(
+        "python -m tools.repeat",
+        "Train and test with several seeds; tell mean, deviation and one interval. Started again, it goes on.",
+        "python -m tools.repeat --config_file configs/hoss_transoss.yml --seeds 0-4 OUTPUT_DIR logs/five",
     )
-    parser.add_argument("--config_file", metavar="FILE", help="a .yml; keys that it does not name keep their default")
     parser.add_argument("--seeds", default="0-4", metavar="LIST", help="such as 0-4 or 1,5,7 (0-4)")
     parser.add_argument(
         "--checkpoint",
@@ -265,32 +258,35 @@ def build_parser() -> argparse.ArgumentParser:
         help="weights to test: best_model_mAP.pth, or the last epoch's (best with DATASETS.VAL_FRACTION, else last, since "
         "the best would be chosen on the test split)",
     )
-    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="settings that override the file's")
     return parser
+
+
+def refuse_own_keys(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Refuse keys that differ from seed to seed."""
+    for key, needed in OWN.items():
+        if key in args.overrides[::2]:
+            raise UsageError(f"{key} is this tool's own to set; leave it out")
+        value = get_value(cfg, key)
+        if needed is not None and value != needed:
+            raise UsageError(f"{key} is {value!r} in {args.config_file}; every seed has its own, so leave it empty")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse `arguments`, run every seed and write the report."""
-    setup_logging()
-    args = build_parser().parse_intermixed_args(arguments)
-    seeds = parse_seeds(args.seeds)
-    cfg = load_cfg(args.config_file, args.overrides)
-    taken = {"SOLVER.SEED", "SOLVER.RESUME", "TEST.WEIGHT"}.intersection(args.overrides[::2])
-    if taken:
-        raise UsageError(f"{sorted(taken)[0]} is this tool's own to set; leave it out")
-    for key, value in (("SOLVER.RESUME", cfg.SOLVER.RESUME), ("TEST.WEIGHT", cfg.TEST.WEIGHT)):
-        if value:
-            raise UsageError(f"{key} is {value!r} in {args.config_file}; every seed has its own, so leave it empty")
-    folder = make_output_dir(cfg.OUTPUT_DIR)
-    options = [*(["--config_file", args.config_file] if args.config_file else []), *args.overrides]
-    checkpoint = args.checkpoint or ("best" if cfg.DATASETS.VAL_FRACTION else "last")
-    results = [run_seed(cfg, options, folder / f"seed_{seed}", seed, checkpoint) for seed in seeds]
-    summaries, facts = summarise(results), describe(cfg, seeds, results)
-    figures = [{**asdict(found), "mean": found.interval.mean} for found in summaries]
-    write_json(folder / "repeat.json", {"figures": figures, "method": METHOD, **facts})
-    text = report_text(summaries, facts)
-    write_text(folder / "repeat.md", text)
-    print(text)
+    with open_command(build_parser(), arguments) as command:
+        args, cfg = command.args, command.cfg
+        seeds = parse_seeds(args.seeds)
+        refuse_own_keys(cfg, args)
+        folder = make_output_dir(cfg.OUTPUT_DIR)
+        options = [*(["--config_file", args.config_file] if args.config_file else []), *args.overrides]
+        checkpoint = args.checkpoint or ("best" if cfg.DATASETS.VAL_FRACTION else "last")
+        results = [run_seed(cfg, options, folder / f"seed_{seed}", seed, checkpoint) for seed in seeds]
+        summaries, facts = summarise(results), describe(cfg, seeds, results)
+        figures = [{**asdict(found), "mean": found.interval.mean} for found in summaries]
+        write_json(folder / "repeat.json", {"figures": figures, "method": METHOD, **facts})
+        text = report_text(summaries, facts)
+        write_text(folder / "repeat.md", text)
+        print(text)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from processor.feature_store import build_feature_store, chip_contents, hash_fil
 from processor.features import extract_features
 from processor.fusion import SampleSet, find_samples, fuse_images
 from processor.ranking.comparison import METRICS, Comparison
-from processor.ranking.evaluation import Ranking, Reranking, build_ranking, counting_line
+from processor.ranking.evaluation import Ranking, build_ranking, counting_line
 from processor.ranking.intervals import PAIRED_METHOD
 from processor.ranking.tuning import Trial, choose, compare_choice, score_features
 from processor.selection import UNKNOWN, Tuning, build_split, find_selection, write_tuning
@@ -183,7 +183,9 @@ def try_reranking(data: HossData, features: Tensor, ranking: Ranking, grid: Sequ
     trials = []
     for k1, k2, share in grid:
         start = time.perf_counter()
-        scores = score_features(data.protocols, data.images, features, replace(ranking, reranking=Reranking(k1, k2, share)))
+        scores = score_features(
+            data.protocols, data.images, features, replace(ranking, reranking={"k1": k1, "k2": k2, "lambda_value": share})
+        )
         trials.append(Trial({"k1": k1, "k2": k2, "lambda": share}, scores, time.perf_counter() - start))
     return trials
 

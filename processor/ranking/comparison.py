@@ -1,15 +1,12 @@
 """Two results of the same queries: the paired difference, its interval, and which queries were won and lost."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from processor.ranking.evaluation import Outcome
 from processor.ranking.intervals import Interval, paired_interval
+from processor.ranking.results import Outcome
 from utils.errors import DataError, some
 
 METRICS: Mapping[str, Callable[[Outcome], float]] = {
@@ -17,75 +14,6 @@ METRICS: Mapping[str, Callable[[Outcome], float]] = {
     "R1": lambda outcome: np.nan if outcome.AP is None else float(outcome.first_match == 1),
 }
 """Name of a figure -> its value for one query, 0..1; NaN for a query that does not count. The figure is their mean."""
-
-KINDS = ("plain", "fused")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One protocol as a results.json has it: its outcomes and the number of its gallery images."""
-
-    outcomes: tuple[Outcome, ...]
-    gallery: int
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a comparison needs of a results.json.
-
-    Attributes:
-        path: the file.
-        scored: (protocol, 'plain' or 'fused') -> its outcomes.
-        same_modality: whether gallery images of the query's own modality stayed in.
-        images: SHA-256 over the test images.
-        content: the whole file.
-    """
-
-    path: Path
-    scored: Mapping[tuple[str, str], Scored]
-    same_modality: bool
-    images: str
-    content: Mapping[str, Any]
-
-
-def read_results(path: Path) -> Results:
-    """Read a results.json.
-
-    Raises:
-        DataError: no such file, or one without the outcome of each query.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        scored = {
-            (protocol, kind): Scored(
-                tuple(_read_outcome(outcome) for outcome in figures[kind]["per_query"]), int(figures[kind]["gallery"])
-            )
-            for protocol, figures in content["protocols"].items()
-            for kind in KINDS
-            if figures[kind] is not None
-        }
-        own, images = content["counting"]["same_modality_gallery"], content["data"]["sha256"]
-        selection = content.get("selection")
-        if not isinstance(own, bool) or not isinstance(images, str) or not isinstance(selection, dict | None):
-            raise TypeError("counting, data or selection")
-        return Results(path, scored, own, images, content)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); give a results.json that test.py wrote") from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{path} does not tell the outcome of each query; it should be a results.json of this test.py: test again"
-        ) from error
-
-
-def _read_outcome(fields: Mapping[str, Any]) -> Outcome:
-    """The outcome of one query. Raises TypeError or ValueError if a field is not what `Outcome` says."""
-    found = Outcome(**fields)
-    precision = 0.0 if found.AP is None else found.AP
-    if not isinstance(found.query, str) or not 0 <= precision <= 1:
-        raise ValueError(found.query)
-    if not all(type(number) is int for number in (found.ship, found.first_match)):
-        raise TypeError(found.query)
-    return found
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Scoring features under the protocols, and the results of a test as records.
+"""Ranking and scoring features under the protocols.
 
 Legend: I test images, D feature width.
 """
 
+import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,34 +16,15 @@ from torch.nn import functional
 
 from datasets.records import DISTRACTOR, Chip, Protocol
 from processor.ranking.expansion import expand_queries
-from processor.ranking.intervals import METHOD, Interval, mean_interval
+from processor.ranking.intervals import METHOD, mean_interval
 from processor.ranking.reranking import rerank_apart
+from processor.ranking.results import KINDS, RATES, Evaluation, Outcome, Score
 from processor.ranking.retrieval import RetrievalResult, join_results, rank_distances, rank_features
 from utils import distributed
 from utils.errors import DataError
 from utils.log import table
 
 logger = logging.getLogger(__name__)
-
-RATES = ("mAP", "R1", "R5", "R10")
-"""The figures of a protocol that are rates, each with an interval."""
-
-
-@dataclass(frozen=True)
-class Reranking:
-    """Parameters of k-reciprocal re-ranking (Zhong et al. 2017)."""
-
-    k1: int = 50
-    k2: int = 15
-    lambda_value: float = 0.3
-
-
-@dataclass(frozen=True)
-class Expansion:
-    """Parameters of query expansion; see `processor.ranking.expansion.expand_queries`."""
-
-    count: int
-    alpha: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,91 +34,39 @@ class Ranking:
     Attributes:
         normalise: whether features are L2-normalised first.
         same_modality: whether gallery images of the query's own modality stay in (they do, as released).
-        expansion: None for the queries' own features.
-        reranking: None for plain distances. Queries of different modalities are re-ranked apart.
+        expansion: `count` and `alpha` of `processor.ranking.expansion.expand_queries`; None for the queries' own features.
+        reranking: `k1`, `k2` and `lambda_value` of `processor.ranking.reranking.rerank_blocks`; None for plain distances.
+            Queries of different modalities are re-ranked apart.
         device: where distances are computed.
         memory_bytes: about how much memory distances take at a time.
     """
 
     normalise: bool = True
     same_modality: bool = True
-    expansion: Expansion | None = None
-    reranking: Reranking | None = None
+    expansion: Mapping[str, Any] | None = None
+    reranking: Mapping[str, Any] | None = None
     device: torch.device | None = None
     memory_bytes: int = 1 << 30
 
     @property
     def reranking_options(self) -> dict[str, Any]:
         """Arguments of `processor.ranking.reranking.rerank_apart`; only where `reranking` is not None."""
-        return {**vars(self.reranking), "device": self.device, "memory_bytes": self.memory_bytes}
+        return {**self.reranking, "device": self.device, "memory_bytes": self.memory_bytes}
 
 
 def build_ranking(cfg, device: torch.device) -> Ranking:
     """The ranking of TEST.*."""
-    parameters = Reranking(cfg.TEST.RE_RANKING_K1, cfg.TEST.RE_RANKING_K2, cfg.TEST.RE_RANKING_LAMBDA)
+    test = cfg.TEST
+    expansion = {"count": test.QUERY_EXPANSION, "alpha": test.QUERY_EXPANSION_ALPHA}
+    reranking = {"k1": test.RE_RANKING_K1, "k2": test.RE_RANKING_K2, "lambda_value": test.RE_RANKING_LAMBDA}
     return Ranking(
-        normalise=cfg.TEST.FEAT_NORM == "yes",
-        same_modality=cfg.TEST.SAME_MODALITY_GALLERY,
-        expansion=Expansion(cfg.TEST.QUERY_EXPANSION, cfg.TEST.QUERY_EXPANSION_ALPHA) if cfg.TEST.QUERY_EXPANSION else None,
-        reranking=parameters if cfg.TEST.RE_RANKING else None,
+        normalise=test.FEAT_NORM == "yes",
+        same_modality=test.SAME_MODALITY_GALLERY,
+        expansion=expansion if test.QUERY_EXPANSION else None,
+        reranking=reranking if test.RE_RANKING else None,
         device=device,
-        memory_bytes=int(cfg.TEST.RANKING_MEMORY * 2**30),
+        memory_bytes=int(test.RANKING_MEMORY * 2**30),
     )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one query.
-
-    Attributes:
-        query: file name.
-        ship: its pid.
-        AP: average precision, 0..1; None where the query has no match in the gallery and does not count.
-        first_match: 1-based rank of its nearest match; 0 where there is none.
-    """
-
-    query: str
-    ship: int
-    AP: float | None
-    first_match: int
-
-
-@dataclass(frozen=True)
-class Score:
-    """The figures of one protocol; rates in 0..1.
-
-    Attributes:
-        mAP, R1, R5, R10: over the queries that count.
-        queries, queries_counted, gallery: numbers of images; a query without a match in the gallery does not count.
-        distractors: gallery images that match no query.
-        chance: expected R1 of a random ranking, the mean of matches / images ranked over the queries that count.
-        mAP_interval, R1_interval, R5_interval, R10_interval: 95 % intervals that allow for several queries of a ship
-            (`processor.ranking.intervals`).
-        per_query: the outcome of each query, counted or not, in the protocol's order.
-    """
-
-    mAP: float
-    R1: float
-    R5: float
-    R10: float
-    queries: int
-    queries_counted: int
-    gallery: int
-    distractors: int
-    chance: float
-    mAP_interval: Interval
-    R1_interval: Interval
-    R5_interval: Interval
-    R10_interval: Interval
-    per_query: tuple[Outcome, ...]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A protocol's scores without and with generated samples; `fused` is None where it has none."""
-
-    plain: Score
-    fused: Score | None = None
 
 
 def rank_protocol(protocol: Protocol, features: Tensor, records: Sequence[Chip], ranking: Ranking) -> RetrievalResult:
@@ -176,38 +106,51 @@ def expand(query: Tensor, gallery: Tensor, query_modalities: Tensor, gallery_mod
         return query
     apart = {"query_modalities": query_modalities, "gallery_modalities": gallery_modalities}
     modalities = {} if ranking.same_modality else apart
-    expanded = expand_queries(query, gallery, **vars(ranking.expansion), **modalities, device=ranking.device)
+    expanded = expand_queries(query, gallery, **ranking.expansion, **modalities, device=ranking.device)
     return functional.normalize(expanded) if ranking.normalise else expanded
 
 
 def score_protocol(protocol: Protocol, result: RetrievalResult, records: Sequence[Chip]) -> Score:
     """The figures of a ranked protocol; arguments as for `rank_protocol`."""
     counted = result.matches > 0
-    ships = np.array([records[index].ship for index in protocol.query])[counted]
-    if not counted.all():
-        missing = int(np.count_nonzero(~counted))
-        logger.info("%s: %d of %d queries have no match in the gallery and do not count", protocol.name, missing, len(counted))
+    queries = [records[index] for index in protocol.query]
+    ships = np.array([query.ship for query in queries])[counted]
+    values = {"mAP": result.average_precision, "R1": result.hits(1), "R5": result.hits(5), "R10": result.hits(10)}
+    intervals = {rate: mean_interval(values[rate][counted], ships) for rate in RATES}
+    outcomes = zip(queries, result.average_precision, result.matches, result.first_match, strict=True)
     return Score(
-        mAP=result.mean_average_precision,
-        R1=result.rank(1),
-        R5=result.rank(5),
-        R10=result.rank(10),
+        **{rate: interval.mean for rate, interval in intervals.items()},
         queries=result.queries,
         queries_counted=result.queries_counted,
         gallery=result.gallery,
         distractors=sum(records[index].ship == DISTRACTOR for index in protocol.gallery),
         chance=float(np.mean(result.matches[counted] / result.ranked[counted])),
-        mAP_interval=mean_interval(result.average_precision[counted], ships),
-        R1_interval=mean_interval(result.hits(1)[counted], ships),
-        R5_interval=mean_interval(result.hits(5)[counted], ships),
-        R10_interval=mean_interval(result.hits(10)[counted], ships),
+        **{f"{rate}_interval": interval for rate, interval in intervals.items()},
         per_query=tuple(
-            Outcome(records[index].path.name, records[index].ship, float(precision) if matches else None, int(first))
-            for index, precision, matches, first in zip(
-                protocol.query, result.average_precision, result.matches, result.first_match, strict=True
-            )
+            Outcome(query.path.name, query.ship, float(precision) if matches else None, int(first))
+            for query, precision, matches, first in outcomes
         ),
     )
+
+
+def tell_doubts(name: str, result: RetrievalResult) -> None:
+    """Log what takes meaning from the figures of a protocol: queries that do not count, and those whose distances tie."""
+    missing, tied = result.queries - result.queries_counted, int(np.count_nonzero(result.tied))
+    if missing:
+        logger.info("%s: %d of %d queries have no match in the gallery and do not count", name, missing, result.queries)
+    warn_of_ties(f"{name}: ", tied, result.queries)
+
+
+def warn_of_ties(where: str, tied: int, queries: int) -> None:
+    """Warn where most of the gallery lies at one distance, for `tied` of the queries."""
+    if tied:
+        logger.warning(
+            "%sfor %d of %d queries most of the gallery lies at one distance, so that the order of the files ranks it; "
+            "check the weights and the images",
+            where,
+            tied,
+            queries,
+        )
 
 
 def evaluate(
@@ -234,7 +177,9 @@ def evaluate(
     """
 
     def score(protocol: Protocol, of: Tensor) -> Score:
-        return score_protocol(protocol, rank_protocol(protocol, of, records, ranking), records)
+        result = rank_protocol(protocol, of, records, ranking)
+        tell_doubts(protocol.name, result)
+        return score_protocol(protocol, result, records)
 
     features = functional.normalize(features) if ranking.normalise else features
     fused_sources = frozenset(sources)
@@ -251,15 +196,11 @@ def results_table(evaluations: Mapping[str, Evaluation]) -> str:
     headers = ["protocol", "", *titles, "chance", "queries", "counted", "gallery", "distractors"]
     rows = []
     for name, evaluation in evaluations.items():
-        for kind, score in (("plain", evaluation.plain), ("fused", evaluation.fused)):
+        for kind, score in ((kind, getattr(evaluation, kind)) for kind in KINDS):
             if score is not None:
-                figures = [
-                    text
-                    for rate in RATES
-                    for text in (f"{100 * getattr(score, rate):.1f}", getattr(score, f"{rate}_interval").percent())
-                ]
+                ends = [(f"{100 * getattr(score, rate):.1f}", getattr(score, f"{rate}_interval").percent()) for rate in RATES]
                 counts = [score.queries, score.queries_counted, score.gallery, score.distractors]
-                rows.append([name, kind, *figures, f"{100 * score.chance:.1f}", *counts])
+                rows.append([name, kind, *itertools.chain(*ends), f"{100 * score.chance:.1f}", *counts])
     return table(headers, rows)
 
 
@@ -269,8 +210,8 @@ def counting_rules(ranking: Ranking) -> dict[str, Any]:
         "same_modality_gallery": ranking.same_modality,
         "queries_without_match": "left out",
         "distractors": "match nothing",
-        "query_expansion": vars(ranking.expansion) if ranking.expansion else None,
-        "reranking": vars(ranking.reranking) if ranking.reranking else None,
+        "query_expansion": ranking.expansion,
+        "reranking": ranking.reranking,
         "interval": METHOD,
         "interval_level": 0.95,
     }
@@ -279,28 +220,9 @@ def counting_rules(ranking: Ranking) -> dict[str, Any]:
 def counting_line(ranking: Ranking) -> str:
     """The counting rules in one line, but for the method of the intervals."""
     own = "stay in" if ranking.same_modality else "are left out of"
-    expansion, reranking = ranking.expansion, ranking.reranking
     line = f"counted: queries with a match; images of the query's own modality {own} the gallery; distractors match nothing"
-    if expansion:
-        line += f"; queries expanded by {expansion.count} images, alpha {expansion.alpha:g}"
-    if reranking:
-        line += f"; re-ranked with k1 {reranking.k1}, k2 {reranking.k2}, lambda {reranking.lambda_value:g}"
+    if ranking.expansion:
+        line += "; queries expanded by {count} images, alpha {alpha:g}".format(**ranking.expansion)
+    if ranking.reranking:
+        line += "; re-ranked with k1 {k1}, k2 {k2}, lambda {lambda_value:g}".format(**ranking.reranking)
     return line
-
-
-def results_dict(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """The 'protocols' of results.json."""
-
-    def figures(score: Score | None) -> dict[str, Any] | None:
-        if score is None:
-            return None
-        values = dict(vars(score))
-        for rate in RATES:
-            values[f"{rate}_interval"] = values[f"{rate}_interval"].ends
-        values["per_query"] = [vars(outcome) for outcome in score.per_query]
-        return values
-
-    return {
-        name: {"plain": figures(evaluation.plain), "fused": figures(evaluation.fused)}
-        for name, evaluation in evaluations.items()
-    }

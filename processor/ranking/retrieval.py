@@ -30,6 +30,7 @@ class RetrievalResult:
         matches: (Q,) int64, number of matches.
         gallery: number of gallery images, distractors among them.
         ranked: (Q,) int64, how many of them were ranked for the query: those that were not left out.
+        tied: (Q,) whether most of the gallery lies at one distance of the query (`mostly_tied`).
     """
 
     average_precision: np.ndarray
@@ -37,6 +38,7 @@ class RetrievalResult:
     matches: np.ndarray
     gallery: int
     ranked: np.ndarray
+    tied: np.ndarray
 
     @property
     def queries(self) -> int:
@@ -61,22 +63,18 @@ class RetrievalResult:
         """Share of the counted queries with a match among the nearest `k` images, in 0..1."""
         return float(np.mean(self.first_match[self.matches > 0] <= k))
 
-    def cmc(self, max_rank: int = 50) -> np.ndarray:
-        """(min(max_rank, gallery),) float64: `rank(1)`, `rank(2)`, ..."""
-        first = self.first_match[self.matches > 0]
-        ranks = np.arange(1, min(max_rank, self.gallery) + 1)
-        return (first[:, None] <= ranks).mean(axis=0)
-
 
 def join_results(shares: Sequence[RetrievalResult]) -> RetrievalResult:
     """The result of all queries, from the shares in their order (see `rank_features`)."""
-    return RetrievalResult(
-        np.concatenate([share.average_precision for share in shares]),
-        np.concatenate([share.first_match for share in shares]),
-        np.concatenate([share.matches for share in shares]),
-        shares[0].gallery,
-        np.concatenate([share.ranked for share in shares]),
-    )
+    of_queries = ("average_precision", "first_match", "matches", "ranked", "tied")
+    joined = {name: np.concatenate([getattr(share, name) for share in shares]) for name in of_queries}
+    return RetrievalResult(**joined, gallery=shares[0].gallery)
+
+
+def mostly_tied(distances: Tensor) -> Tensor:
+    """(B,) True for rows (B, G) of which more than half is one number: the order of files, not of ships, ranks those images."""
+    middle = distances.median(dim=1, keepdim=True).values
+    return (2 * (distances == middle).sum(1) > distances.shape[1]) & (distances.shape[1] > 1)
 
 
 def squared_distances(query: Tensor, gallery: Tensor) -> Tensor:
@@ -220,11 +218,13 @@ def _rank_blocks(blocks: Iterable[Tensor], truth: Truth, rows: Tensor) -> Retrie
         indices, real = (table.to(distances.device) for table in truth.matches(block))
         ranks = _match_ranks(distances, indices, real, lambda columns, block=block: truth.left_out(block, columns))
         average, first, matches = _score(ranks.cpu().numpy(), real.sum(1).cpu().numpy())
-        shares.append(RetrievalResult(average, first, matches, truth.gallery, truth.ranked(block)))
+        tied = mostly_tied(distances).cpu().numpy()
+        shares.append(RetrievalResult(average, first, matches, truth.gallery, truth.ranked(block), tied))
     if done != len(rows):
         raise ValueError(f"{done} rows of distances for {len(rows)} queries")
     none = np.empty(0, int)
-    return join_results(shares) if shares else RetrievalResult(np.empty(0), none, none, truth.gallery, none)
+    empty = RetrievalResult(np.empty(0), none, none, truth.gallery, none, none.astype(bool))
+    return join_results(shares) if shares else empty
 
 
 def _match_ranks(distances: Tensor, indices: Tensor, real: Tensor, left_out: Callable[[Tensor], Tensor]) -> Tensor:

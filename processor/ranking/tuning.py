@@ -9,7 +9,8 @@ from torch import Tensor
 
 from datasets.records import Chip, Protocol
 from processor.ranking.comparison import METRICS, Comparison, compare_outcomes
-from processor.ranking.evaluation import Outcome, Ranking, Score, rank_protocol, score_protocol
+from processor.ranking.evaluation import Ranking, rank_protocol, score_protocol
+from processor.ranking.results import Outcome, Score
 
 
 @dataclass(frozen=True)
