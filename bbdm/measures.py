@@ -38,7 +38,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     means = []
     for parts in zip(first[:, None].split(SSIM_BATCH), second[:, None].split(SSIM_BATCH), strict=True):
         pair = (part.double() for part in parts)  # the variance of a smooth picture is lost in the rounding of float32
-        _, local = structural_similarity_index_measure(*pair, sigma=1.5, data_range=1.0, reduction=None, return_full_image=True)
+        _, local = structural_similarity_index_measure(*pair, sigma=1.5, data_range=1.0, return_full_image=True)
         means.append(local[:, 0, SSIM_BORDER:-SSIM_BORDER, SSIM_BORDER:-SSIM_BORDER].mean(dim=(1, 2)))
     return torch.cat(means).float()
 
@@ -64,7 +64,7 @@ def spectrum(pictures: Tensor) -> Tensor:
     count = min(height, width) // 2
     ring = (radius * 2 * count).round().long().clamp(max=count).flatten()
     sums = torch.zeros(len(pictures), count + 1).index_add_(1, ring, power.flatten(1))
-    means = sums / torch.bincount(ring, minlength=count + 1)
+    means = sums / torch.bincount(ring)  # the corners lie beyond the last ring, so that each has a pixel
     return means[:, 1:].clamp(min=1e-8).log10()
 
 

@@ -1,5 +1,7 @@
 """Measures of generated pictures on pictures whose answer is known, and the two programs around them."""
 
+import hashlib
+import inspect
 import json
 
 import numpy as np
@@ -8,14 +10,20 @@ import torch
 from PIL import Image
 
 from bbdm import evaluate, measures, train, train_first_stage
+from bbdm.data import to_tensor
 from bbdm.embedding import train_embedding
 from bbdm.evaluate import compare, verdict
 from bbdm.first_stage import make_first_stage
+from bbdm.model import build_network
 from bbdm.train_first_stage import reconstruct, revive_codes
 from configs import load_cfg
+from datasets.transforms import resize
 from processor.ranking.intervals import Interval, measure_interval
 from utils.device import Precision
 from utils.errors import DataError, UsageError
+
+PINNED = [[-0.16604, -0.02484, -0.30902, -0.05609], [-0.16764, 0.08257, -0.39116, 0.04746]]
+"""The first four features of two pictures."""
 
 
 def noise(*shape, seed=0):
@@ -60,6 +68,60 @@ def test_spectrum_finds_a_wave_at_its_frequency():
     assert measures.spectrum(wave).argmax().item() == 7  # rings count from 1
 
 
+def test_pictures_become_grey_values_from_0_to_1():
+    bands = torch.tensor([[-1.0, -1.0, 0.5], [3.0, 0.0, 0.0], [-4.0, 0.0, 0.0]])[..., None, None]
+    torch.testing.assert_close(measures.to_grey(bands).flatten(), torch.tensor([0.25, 1.0, 0.0]))
+
+
+def test_speckle_contrast_is_the_median_of_deviation_by_mean():
+    board = ((torch.arange(14)[:, None] + torch.arange(14)) % 2).float()  # 24 or 25 white pixels of a window's 49
+    mean = 0.5 + 0.5 / 49
+    expected = (mean * (1 - mean)) ** 0.5 / mean
+    assert measures.speckle_contrast(board[None]).item() == pytest.approx(expected, abs=0.03)
+    dark = torch.cat([board, torch.zeros(60, 14)])
+    assert measures.speckle_contrast(dark[None]).item() == pytest.approx(expected, abs=0.6)
+    windows = [board[i : i + 7, j : j + 7] for i in range(8) for j in range(8)]
+    ratios = sorted((window.std(unbiased=False) / window.mean()).item() for window in windows)
+    assert measures.speckle_contrast(board[None]).item() == pytest.approx(ratios[31], abs=1e-4)
+    assert measures.contrast_distance(board[None], torch.ones(1, 14, 14)).item() == pytest.approx(ratios[31], abs=1e-4)
+
+
+def test_spectrum_is_that_of_each_ring():
+    pictures = noise(2, 8, 6)
+    found = measures.spectrum(pictures)
+    assert found.shape == (2, 3)
+    power = np.abs(np.fft.fft2(pictures[1] - pictures[1].mean())) ** 2 / 48
+    radius = np.hypot(np.fft.fftfreq(8)[:, None], np.fft.fftfreq(6)[None])
+    ring = np.minimum(np.rint(radius * 6), 3)
+    expected = [np.log10(power[ring == number].mean()) for number in (1, 2, 3)]
+    np.testing.assert_allclose(found[1], expected, rtol=1e-4)
+    assert measures.spectrum(torch.ones(1, 8, 8)).tolist() == [[-8.0] * 4]
+
+
+def test_similarity_of_many_pictures_is_that_of_each():
+    first, second = noise(70, 12, 13), noise(70, 12, 13, seed=1)
+    found = measures.ssim(first, second)
+    assert found.shape == (70,)
+    for place in (0, 63, 64, 69):
+        torch.testing.assert_close(found[place : place + 1], measures.ssim(first[place : place + 1], second[place : place + 1]))
+
+
+def test_similarity_leaves_out_windows_over_the_border():
+    """A window of Gaussian weights: 11 pixels, sigma 1.5; of 11 x 12 pixels, two lie inside."""
+    first, second = noise(1, 11, 12), noise(1, 11, 12, seed=1)
+    line = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    weight = np.outer(line, line) / line.sum() ** 2
+    values = []
+    for left in (0, 1):
+        x, y = (picture[0, :, left : left + 11].double().numpy() for picture in (first, second))
+        mean_x, mean_y = (weight * x).sum(), (weight * y).sum()
+        variances = (weight * x * x).sum() - mean_x**2 + (weight * y * y).sum() - mean_y**2
+        covariance = (weight * x * y).sum() - mean_x * mean_y
+        light = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
+        values.append(light * (2 * covariance + 0.03**2) / (variances + 0.03**2))
+    assert measures.ssim(first, second).item() == pytest.approx(np.mean(values), rel=1e-5)
+
+
 def test_diversity_is_the_mean_over_pairs():
     samples = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     assert measures.diversity(samples).item() == pytest.approx(2 / 3)
@@ -101,6 +163,54 @@ def test_intervals_count_places_and_keep_to_the_limits_of_a_measure():
         assert interval.low <= interval.mean <= interval.high, name
     expected = measure_interval(measures.l1(samples[:, 0], scenes), np.arange(12), lowest=0)
     assert by_picture["L1"] == expected
+
+
+def test_each_measure_is_of_the_samples_or_of_their_mean():
+    real = noise(3, 16, 16)
+    samples = torch.stack([real + 0.1, real - 0.1, real + 0.3], dim=1)
+    places = ["a", "b", "c"]
+    figures = compare(samples, real, places, lambda pictures: pictures.flatten(1))
+    assert figures["L1"].mean == pytest.approx(0.1, abs=1e-6)
+    assert figures["histogram"].mean == pytest.approx(0.5 / 3, abs=1e-6)
+    assert figures["diversity"].mean == pytest.approx((0.2 + 0.2 + 0.4) / 3, abs=1e-6)
+    assert figures["SSIM"].mean == pytest.approx(measures.ssim(real + 0.1, real).mean().item(), abs=1e-5)
+    assert figures["spectrum"].mean == pytest.approx(0, abs=1e-3)
+    assert (figures["rank"].mean, figures["top1"].mean) == (1, 1)
+    cosines = [
+        1 - torch.cosine_similarity(real[i].flatten(), sample.flatten(), dim=0) for i in range(3) for sample in samples[i]
+    ]
+    assert figures["features"].mean == pytest.approx(torch.stack(cosines).mean().item(), abs=1e-5)
+    contrasts = [measures.contrast_distance(sample[None], real[i : i + 1]) for i in range(3) for sample in samples[i]]
+    assert figures["contrast"].mean == pytest.approx(torch.cat(contrasts).mean().item(), abs=1e-5)
+    swapped = compare(samples.roll(1, dims=0), real, places, lambda pictures: pictures.flatten(1))
+    assert swapped["rank"].mean > 1.5
+    assert swapped["top1"].mean == 0
+
+
+def test_a_report_tells_what_the_figures_depend_on(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    words = [
+        "BBDM.WEIGHT",
+        str(tmp_path / "w.pth"),
+        "BBDM.SAMPLE_NUM",
+        "4",
+        "BBDM.SAMPLER",
+        "few_step",
+        "BBDM.SAMPLE_STEP",
+        "6",
+    ]
+    row = {name: Interval(0.5, 0.5, 0.5, 0.95, 4, 2) for name in (*evaluate.LOWER_IS_BETTER, *evaluate.HIGHER_IS_BETTER)}
+    report = evaluate.build_report(load_cfg(None, words), {"generated": row, "mean SAR": row}, features="none")
+    assert report["weights"] == {"path": str(tmp_path / "w.pth"), "sha256": hashlib.sha256(b"weights").hexdigest()}
+    assert (report["samples_per_image"], report["sampler"]["steps"], report["sampler"]["name"]) == (4, 6, "few_step")
+    assert report["verdict"][0] == "L1: generated pictures do not beat mean SAR", "a draw is no victory"
+    assert len(report["verdict"]) == 8
+    assert report["features"] == "none"
+
+
+def test_what_is_better_high_and_what_low():
+    assert evaluate.LOWER_IS_BETTER == ("L1", "histogram", "contrast", "spectrum", "features", "rank")
+    assert evaluate.HIGHER_IS_BETTER == ("SSIM", "diversity", "top1")
 
 
 def test_the_table_and_the_file_hold_the_intervals(tmp_path, caplog):
@@ -155,6 +265,17 @@ def test_feature_space_tells_places_apart():
     assert torch.equal(again(scenes), embed(scenes))
 
 
+def test_the_feature_space_of_a_seed_is_always_the_same():
+    """Figures of two evaluations compare only in one space: numbers of two steps, by this very recipe."""
+    embed = train_embedding(noise(60, 16, 16), seed=3, steps=2)
+    features = embed(noise(2, 16, 16, seed=1))
+    assert features.shape == (2, 64)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(features[:, :4], torch.tensor(PINNED), atol=2e-4, rtol=0)
+    assert not features.requires_grad
+    assert inspect.signature(train_embedding).parameters["steps"].default == 400
+
+
 TINY = {
     "BBDM.IMAGE_SIZE": "[16, 16]",
     "BBDM.CROP": "True",
@@ -205,6 +326,46 @@ def test_evaluation_writes_every_figure(data, tmp_path, monkeypatch):
     assert set(content["figures"]["generated"]) == {*evaluate.LOWER_IS_BETTER, *evaluate.HIGHER_IS_BETTER}
     assert content["figures"]["grey optical"]["diversity"]["mean"] == 0.0
     assert content["verdict"]
+
+
+def test_what_is_compared_is_read_and_drawn_as_the_keys_say(data, tmp_path, monkeypatch):
+    words = arguments(
+        data, tmp_path, **{"BBDM.CROP": False, "SOLVER.SEED": 5, "BBDM.SAMPLE_NUM": 3, "BBDM.WEIGHT": tmp_path / "w.pth"}
+    )
+    cfg = load_cfg(None, words)
+    torch.save(build_network(cfg).state_dict(), tmp_path / "w.pth")
+    told, compared = {}, []
+
+    def draw(model, jobs, read, settings, **drawing):
+        told.update(jobs=jobs, first=read(0), last=read(5), steps=settings.steps, **drawing)
+        return [torch.full((3, 16, 16), place / 10) for place in range(len(jobs))]
+
+    monkeypatch.setattr(evaluate, "draw", draw)
+    monkeypatch.setattr(evaluate, "compare", lambda samples, real, places, embed: compared.append((samples, real, places)))
+    embedded = []
+    monkeypatch.setattr(evaluate, "train_embedding", lambda pictures, seed: embedded.append((pictures, seed)))
+    figures = evaluate.build_comparison(cfg, torch.device("cpu"))
+    assert told["jobs"] == [(f"{place}_0.png", k) for place in (2, 5) for k in range(3)]
+    assert (told["seed"], told["batch_size"], told["steps"]) == (5, 1, 3)
+
+    def picture(folder, place):
+        with Image.open(data / folder / f"{place}_0.png") as image:
+            return to_tensor(resize(np.array(image.convert("RGB")), (16, 16), Image.Resampling.BILINEAR))
+
+    torch.testing.assert_close(told["first"], picture("opt", 2))
+    torch.testing.assert_close(told["last"], picture("opt", 5))
+    assert list(figures) == ["generated", "grey optical", "mean SAR"]
+    (samples, *_), (optical, *_), (mean, real, places) = compared
+    assert places == ["2", "5"]
+    torch.testing.assert_close(samples[..., 0, 0], torch.tensor([[0.5, 0.55, 0.6], [0.65, 0.7, 0.75]]))
+    grey = {folder: [measures.to_grey(picture(folder, place)) for place in range(6)] for folder in ("opt", "sar")}
+    torch.testing.assert_close(real, torch.stack([grey["sar"][2], grey["sar"][5]]))
+    torch.testing.assert_close(optical[:, 0], torch.stack([grey["opt"][2], grey["opt"][5]]))
+    known = torch.stack([grey["sar"][place] for place in (0, 1, 3, 4)])
+    torch.testing.assert_close(mean[:, 0], known.mean(dim=0).expand(2, 16, 16))
+    ((pictures, seed),) = embedded
+    torch.testing.assert_close(pictures, known)
+    assert seed == 5
 
 
 def test_evaluation_needs_weights_and_held_out_pairs(data, tmp_path):

@@ -100,3 +100,68 @@ def test_autocast_does_not_change_the_codes():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, found = codebook(latent)
     assert torch.equal(found, expected)
+
+
+def test_defaults_are_the_published_sizes():
+    with torch.device("meta"):
+        stage, network = make_first_stage(), make_unet(in_channels=6)
+    shapes = {name: tuple(tensor.shape) for name, tensor in stage.state_dict().items()}
+    assert shapes["encoder.conv_in.weight"] == (128, 3, 3, 3)
+    assert shapes["encoder.conv_out.weight"] == (3, 512, 3, 3)
+    assert shapes["decoder.conv_out.weight"] == (3, 128, 3, 3)
+    assert shapes["quantize.embedding.weight"] == (8192, 3)
+    assert [len(level.block) for level in stage.encoder.down] == [2, 2, 2]
+    assert not any(level.attn for level in (*stage.encoder.down, *stage.decoder.up))
+    assert stage.factor == 4
+    assert tuple(network.input_blocks[0][0].weight.shape) == (128, 6, 3, 3)
+    assert tuple(network.out[2].weight.shape) == (3, 128, 3, 3)
+    assert [block[0].out_layers[-1].out_channels for block in network.input_blocks[1:]] == [128] * 3 + [512] * 3 + [1024] * 2
+    attention = [layer for layer in network.modules() if isinstance(layer, PixelAttention)]
+    assert [layer.heads for layer in attention] == [16]
+    assert {layer.p for layer in network.modules() if isinstance(layer, torch.nn.Dropout)} == {0.0}
+    assert not network.activation_checkpoints
+
+
+def test_levels_attend_where_they_are_asked_to():
+    stage = make_first_stage(width=32, multipliers=(1, 1, 1), blocks=2, codes=4, attention_sizes=(8,), picture_size=16)
+    assert [len(level.attn) for level in stage.encoder.down] == [0, 2, 0]
+    assert [len(level.attn) for level in stage.decoder.up] == [0, 3, 0]  # from the lowest resolution on
+    network = make_unet(in_channels=3, width=32, multipliers=(1, 1, 1), blocks=1, attention_factors=(4,), head_width=16)
+    attends = [any(isinstance(layer, PixelAttention) for layer in block) for block in network.input_blocks]
+    assert attends == [False, False, False, False, False, True]
+    rates = {
+        layer.p for layer in make_unet(in_channels=3, dropout=0.25, **SMALL).modules() if isinstance(layer, torch.nn.Dropout)
+    }
+    assert rates == {0.25}
+
+
+def test_codes_start_near_0():
+    torch.manual_seed(0)
+    weight = Codebook(50, 40).embedding.weight
+    assert 0.019 < weight.max() <= 0.02
+    assert -0.02 <= weight.min() < -0.019
+
+
+def test_activations_are_computed_again_in_training_alone(monkeypatch):
+    calls = []
+    monkeypatch.setattr("bbdm.unet.checkpoint", lambda block, x, time, use_reentrant: calls.append(1) or block(x, time))
+    x, t = torch.randn(1, 3, 4, 4), torch.tensor([7])
+    for saving, training in ((True, True), (True, False), (False, True)):
+        network = make_unet(in_channels=3, activation_checkpoints=saving, **SMALL).train(training)
+        calls.clear()
+        network(x, t)
+        assert bool(calls) == (saving and training)
+        assert len(calls) in (0, len(network.input_blocks) + 1 + len(network.output_blocks))
+
+
+def test_blocks_change_the_resolution_by_means_and_by_neighbours():
+    x, time = torch.arange(32 * 16.0).view(1, 32, 4, 4), torch.zeros(1, 8)
+    for direction, expected in (
+        ("down", torch.nn.functional.avg_pool2d(x, 2)),
+        ("up", x.repeat_interleave(2, 2).repeat_interleave(2, 3)),
+    ):
+        block = TimedBlock(32, 32, time_width=8, resample=direction)
+        for layer in (block.out_layers[-1],):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+        assert torch.equal(block(x, time), expected)
