@@ -110,7 +110,7 @@ def build_train_loader(cfg, data: HossData, *, device_type: str = "cpu", rank: i
         batches = draw_identities(labels, instances=cfg.DATALOADER.NUM_INSTANCE, **sharing)
     else:
         batches = shuffle_images(len(labels), **sharing)
-    dataset = ChipDataset(data.train, labels, _build_augmentation(cfg), build_rendering(cfg))
+    dataset = ChipDataset(data.train, labels, build_augmentation(cfg), build_rendering(cfg))
     return build_loader(cfg, dataset, batches, device_type=device_type)
 
 
@@ -127,7 +127,7 @@ def build_pair_loader(
     if images % 2:
         raise UsageError(f"SOLVER.IMS_PER_BATCH {images} is no whole number of pairs; make it even")
     batches = shuffle_pairs(len(pairs), pairs=images // 2, seed=cfg.SOLVER.SEED, rank=rank, world_size=world_size)
-    dataset = ChipDataset(chips_of(pairs), None, _build_augmentation(cfg), build_rendering(cfg))
+    dataset = ChipDataset(chips_of(pairs), None, build_augmentation(cfg), build_rendering(cfg))
     return build_loader(cfg, dataset, batches, device_type=device_type)
 
 
@@ -148,7 +148,8 @@ def build_rendering(cfg) -> SarRendering:
     return build_sar_rendering(cfg.INPUT.SAR_DENOISE, low=cfg.INPUT.SAR_LOW_PERCENT, high=cfg.INPUT.SAR_HIGH_PERCENT)
 
 
-def _build_augmentation(cfg) -> Transform:
+def build_augmentation(cfg) -> Transform:
+    """The augmentation of INPUT.*: random flips, shifts and erasing."""
     return partial(
         augment,
         size=tuple(cfg.INPUT.SIZE_TRAIN),

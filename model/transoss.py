@@ -94,6 +94,9 @@ class TransOSS(VisionTransformer):
         if position_init == "sincos":
             positions = build_sincos2d_pos_embed(list(self.grid_size), embed_dim, interleave_sin_cos=True)
             self.pos_embed.data[:, 1:] = positions  # the class token's place stays as it is
+        self._initialise_embeddings()
+
+    def _initialise_embeddings(self) -> None:
         if self.mie_embed is not None:
             trunc_normal_(self.mie_embed, std=0.02)
         if self.wh_embed is not None:

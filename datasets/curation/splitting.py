@@ -44,33 +44,37 @@ def split_chips(
     for chip in sorted(table.chips, key=lambda chip: table.ids[chip.path]):
         ships.setdefault(table.ships[chip.path], []).append(chip)
     strangers = ships.pop("", [])
-    query, gallery = [], []
-    if task is not None:
-        query, gallery = task
-        strangers = [chip for chip in strangers if chip not in set(gallery)]
-        test_ships = {table.ships[chip.path] for chip in (*query, *gallery)}
+    if task is None:
+        parts = _draw_parts(ships, strangers, validation, test, generator)
+    else:
+        test_ships = {table.ships[chip.path] for side in task for chip in side}
         ships = {ship: views for ship, views in ships.items() if ship not in test_ships}
-        test = 0.0
-    drawn = _draw_ships(ships, {"validation": validation, "test": test}, generator)
+        strangers = [chip for chip in strangers if chip not in set(task[1])]
+        parts = _draw_parts(ships, strangers, validation, None, generator) | {Split.QUERY: task[0], Split.GALLERY: task[1]}
+    return {split: tuple(replace(chip, split=split) for chip in chips) for split, chips in parts.items()}
+
+
+def _draw_parts(
+    ships: dict[str, list[Chip]],
+    strangers: Sequence[Chip],
+    validation: float,
+    test: float | None,
+    generator: np.random.Generator,
+) -> dict[Split, Sequence[Chip]]:
+    """Draw training, validation and test; `test` None: no ship and no distractor is for the test."""
+    drawn = _draw_ships(ships, {"validation": validation, "test": test or 0.0}, generator)
     train = [chip for ship, views in ships.items() if ship not in drawn["validation"] | drawn["test"] for chip in views]
     if not train:
         raise DataError("no ship is left for training; make the shares of validation and test smaller")
+    parts: dict[Split, Sequence[Chip]] = {Split.TRAIN: train}
     validation_query, validation_gallery = _queries_and_gallery(ships, drawn["validation"], generator)
-    if task is None:
-        query, gallery = _queries_and_gallery(ships, drawn["test"], generator)
+    query, gallery = ([], []) if test is None else _queries_and_gallery(ships, drawn["test"], generator)
     # Distractors go to the galleries in the ratio of their shares; with a task, those that it does not name to validation.
-    to_validation = generator.random(len(strangers)) < (validation / (validation + test) if validation else 0.0)
+    to_validation = generator.random(len(strangers)) < (validation / (validation + (test or 0.0)) if validation else 0.0)
     validation_gallery += [chip for chip, chosen in zip(strangers, to_validation) if chosen]
-    if task is None:
-        gallery += [chip for chip, chosen in zip(strangers, to_validation) if not chosen]
-    parts = {
-        Split.TRAIN: train,
-        Split.VALIDATION_QUERY: validation_query,
-        Split.VALIDATION_GALLERY: validation_gallery,
-        Split.QUERY: query,
-        Split.GALLERY: gallery,
-    }
-    return {split: tuple(replace(chip, split=split) for chip in chips) for split, chips in parts.items()}
+    gallery += [chip for chip, chosen in zip(strangers, to_validation) if not chosen]
+    parts |= {Split.VALIDATION_QUERY: validation_query, Split.VALIDATION_GALLERY: validation_gallery}
+    return parts | {Split.QUERY: query, Split.GALLERY: gallery}
 
 
 def _draw_ships(ships: dict[str, list[Chip]], shares: dict[str, float], generator: np.random.Generator) -> dict[str, set[str]]:
