@@ -57,32 +57,64 @@ def test_twenty_calls_of_the_released_schedule_are_within_a_hundredth_of_the_lim
     assert error_of(1, 20, num_timesteps=1000) > 0.01
 
 
-def test_released_process_reaches_the_spread_of_the_answers():
+@pytest.mark.parametrize(
+    ("sample", "steps"),
+    [(sample_released, released_steps(1000, 500)), (sample_few_steps, few_steps(make_schedule(), 20))],
+    ids=["released", "few steps"],
+)
+def test_samples_reach_the_spread_of_the_answers(sample, steps):
     schedule = make_schedule()
     y = 0.3 * normal(1, 1, 64, 64, seed=1)
-    out = sample_released(
+    out = sample(
         gaussian_denoiser(schedule, y),
         y,
         schedule=schedule,
-        steps=released_steps(1000, 500),
-        noise=lambda step: normal(1, 1, 64, 64, seed=step),
+        steps=steps,
+        noise=lambda step: normal(1, 1, 64, 64, seed=step + 2),
     )
     assert out.mean().item() == pytest.approx(MU, abs=0.02)
     assert out.std().item() == pytest.approx(S, abs=0.03)
 
 
-def test_few_step_sampler_reaches_the_spread_of_the_answers():
-    schedule = make_schedule()
-    y = 0.3 * normal(1, 1, 64, 64, seed=1)
-    out = sample_few_steps(
-        gaussian_denoiser(schedule, y),
-        y,
-        schedule=schedule,
-        steps=few_steps(schedule, 20),
-        noise=lambda _: normal(1, 1, 64, 64, seed=5),
-    )
-    assert out.mean().item() == pytest.approx(MU, abs=0.02)
-    assert out.std().item() == pytest.approx(S, abs=0.03)
+@pytest.mark.parametrize(("sample", "asked"), [(sample_released, [0, 1, 2, 3]), (sample_few_steps, [0])])
+def test_noise_is_asked_for_by_the_number_of_the_step(sample, asked):
+    schedule, numbers = make_schedule(num_timesteps=9), []
+    y = normal(1, 1, 2, 2)
+    sample(gaussian_denoiser(schedule, y), y, schedule=schedule, steps=[8, 5, 3, 1, 0], noise=lambda i: numbers.append(i) or y)
+    assert numbers == asked
+
+
+@pytest.mark.parametrize("sample", [sample_released, sample_few_steps])
+def test_estimates_are_bounded_where_that_is_asked_for_alone(sample):
+    schedule, y = make_schedule(num_timesteps=9), torch.zeros(1, 1, 2, 2)
+
+    def end(**settings):
+        return sample(
+            lambda x, t: torch.full_like(x, -3.0), y, schedule=schedule, steps=[8, 4, 1, 0], noise=lambda i: y, **settings
+        )
+
+    assert (end(clip=True).unique().item(), end().unique().item()) == (-1.0, -3.0)
+
+
+def test_the_released_process_takes_its_noise_whole_unless_told_otherwise():
+    schedule, y = make_schedule(num_timesteps=9), torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+
+    def last_state(**settings):
+        states = []
+        sample_released(
+            lambda x, t: states.append(x) or y,
+            y,
+            schedule=schedule,
+            steps=[8, 4],
+            noise=lambda i: torch.ones_like(y),
+            **settings,
+        )
+        return states[1].unique().item()
+
+    m, delta = schedule.m, schedule.variance
+    sigma = math.sqrt((delta[8] - delta[4] * (1 - m[8]) ** 2 / (1 - m[4]) ** 2) * delta[4] / delta[8])
+    assert last_state() == last_state(eta=1.0) == pytest.approx(sigma, rel=1e-12)
+    assert last_state(eta=0.5) == pytest.approx(sigma / 2, rel=1e-12)
 
 
 def test_released_process_with_the_true_x0_keeps_the_marginals():
