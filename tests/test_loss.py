@@ -13,6 +13,7 @@ from loss.terms import (
     classwise_alignment,
     euclidean_distances,
     global_alignment,
+    pair_logits,
     symmetric_contrastive,
 )
 from tests.commands import tiny_cfg
@@ -216,6 +217,25 @@ def test_label_smoothing_changes_the_identity_term_and_keeps_the_alignment():
     log_shares = scores.log_softmax(1)
     expected = -(0.9 * log_shares[torch.arange(24), labels] + 0.1 * log_shares.mean(1)).mean()
     torch.testing.assert_close(smooth["identity"], expected)
+
+
+def test_a_criterion_alone_smooths_no_label_has_no_margin_and_squares_nothing():
+    """Scores 0 and ln 3 are shares of 1/4 and 3/4; the features are those of the alignment by hand."""
+    criterion = Criterion({"identity": 1.0, "triplet": 1.0, "alignment": 1.0})
+    features, modalities = torch.tensor([[2.0, 0.0], [3.0, 4.0]]), torch.tensor([0, 1])
+    scores = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]])
+    terms = criterion(features, scores, torch.tensor([0, 0]), modalities)
+    assert terms["identity"].item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2)
+    assert terms["alignment"].item() == pytest.approx(math.sqrt(0.8))
+    terms = criterion(features, scores, torch.tensor([0, 1]), modalities)
+    assert terms["triplet"].item() == pytest.approx(math.log(1 + math.exp(-math.sqrt(17))), abs=1e-6)
+    assert terms_of(criterion_of(MODEL__IF_LABELSMOOTH="off"))["identity"] == terms_of(criterion)["identity"]
+
+
+def test_pair_logits_are_cosines_times_the_exponential_of_the_scale():
+    sar, optical = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]])
+    logits = pair_logits(sar, optical, torch.tensor(math.log(10)))
+    torch.testing.assert_close(logits, torch.tensor([[6.0, 8.0], [0.0, 10.0]]))
 
 
 def test_weights_of_zero_leave_a_term_out():

@@ -100,6 +100,14 @@ def test_warm_up_is_linear_and_the_cosine_ends_at_an_absolute_floor():
             assert rate == pytest.approx(expected), epoch
 
 
+def test_both_ends_of_a_schedule_are_shares_of_the_base_rate():
+    """From 0.1 x 0.5 half way up to the group's own 1 in the first of two epochs; at the end 0.002 x 0.5."""
+    optimizer = two_groups()
+    schedule = cosine_schedule(optimizer, base_lr=0.5, epochs=4, warmup_epochs=2, warmup_factor=0.1)
+    found = [base for base, _ in rates_of(schedule, optimizer, 4)]
+    assert (found[0], found[-1]) == (pytest.approx(0.05 + 0.95 / 2), pytest.approx(0.001))
+
+
 def test_no_warm_up_starts_on_the_cosine():
     assert rates(epochs=4, warmup_epochs=0)[0][0] == pytest.approx(0.002 + 0.998 * (1 + math.cos(math.pi / 4)) / 2)
 

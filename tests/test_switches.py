@@ -88,6 +88,8 @@ TRAINING = [
 ]
 """(the switch, settings of both runs)."""
 
+HARDER = lambda off, on: (on["identity"] > 2 * off["identity"] > 2.7, True)  # noqa: E731
+
 FIRST_STEP = {
     "ID_LOSS_WEIGHT=2.0": lambda off, on: (on["loss"], off["loss"] + off["identity"]),
     "MARGIN=0.9": lambda off, on: (on["triplet"], off["triplet"] + 0.6),
@@ -103,6 +105,9 @@ FIRST_STEP = {
     "NO_MARGIN=False": lambda off, on: (on["triplet"] > off["triplet"], True),
     "COSINE_SCALE=10": lambda off, on: (on["identity"] < off["identity"] / 2, True),
     "COSINE_MARGIN=0.1": lambda off, on: (on["identity"] < off["identity"] - 5, True),
+    # Against ln 4 of a classifier that has learned nothing: a margin on cosines times 30.
+    **{f"ID_LOSS_TYPE={kind}": HARDER for kind in ("arcface", "cosface", "amsoftmax", "circle")},
+    "MODALITY_LOSS_SQUARED=True": lambda off, on: (0.4 * off["alignment"] ** 2 < on["alignment"] < off["alignment"] ** 2, True),
 }
 """Switch -> of the first step without and with it, which sees the same network and images: what is, and what should be."""
 
@@ -114,9 +119,15 @@ LEARNED = {
     "MIE=False": lambda off, on: (off.keys() - on.keys(), {"model.base.mie_embed"}),
     "SSE=False": lambda off, on: (off.keys() - on.keys(), {f"{SIZE_TOKEN}.weight", f"{SIZE_TOKEN}.bias"}),
     "WEIGHT_DECAY=0.5": lambda off, on: (on[QKV].norm() < off[QKV].norm(), True),
+    # Biases and the classifier begin at 0 or near it, so that their length is how far they went.
+    "WEIGHT_DECAY_BIAS=0.5": lambda off, on: (on[BIAS].norm() < off[BIAS].norm(), True),
+    "BIAS_LR_FACTOR=2": lambda off, on: (on[BIAS].norm() > 1.5 * off[BIAS].norm(), True),
+    "LARGE_FC_LR=True": lambda off, on: (on[CLASSIFIER].norm() > 1.2 * off[CLASSIFIER].norm(), True),
+    "MOMENTUM=0.0": lambda off, on: (on[BIAS].norm() < off[BIAS].norm() / 1.1, True),
 }
 """Switch -> of the tensors learned without and with it: what is, and what should be."""
 
+BIAS, CLASSIFIER = "model.base.blocks.0.mlp.fc2.bias", "model.classifier.weight"
 QKV, SIZE_TOKEN = "model.base.blocks.0.attn.qkv.weight", "model.base.wh_embed.linear_layer"
 
 TESTING = [
