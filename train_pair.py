@@ -4,24 +4,23 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs import load_cfg
-from configs.command import config_parser
+import torch
+
+from configs.command import Command, config_parser, open_command
 from datasets.loaders import build_pair_loader
 from datasets.pairs import Pair, read_optisar_pairs, read_registered_pairs
-from loss.criterion import ContrastiveCriterion
+from loss.terms import pair_loss
 from model.build import build_model
 from model.pretrained import build_start
-from processor.pretrain import PairTrainer
-from processor.train import build_run, fit
+from processor.engine import build_plan, fit
+from processor.pairs import PairTask
+from processor.update import Update
 from solver.optimizer import build_optimizer
 from solver.schedule import build_schedule
 from utils import distributed
-from utils.checkpoint import load
 from utils.cli import run
-from utils.device import build_device, build_precision
+from utils.device import build_precision
 from utils.errors import UsageError
-from utils.files import write_json, write_text
-from utils.log import describe_environment, make_output_dir, setup_logging
 from utils.seed import seed_everything
 
 logger = logging.getLogger("train_pair")
@@ -33,58 +32,45 @@ def build_pairs(cfg) -> tuple[Pair, ...]:
     return read_optisar_pairs(root) if (root / "OptiSar_Pair").is_dir() else read_registered_pairs(root).train
 
 
-def build_trainer(cfg, device) -> PairTrainer:
-    """Model, objective, optimiser and schedule, at the start or where SOLVER.RESUME left off."""
+def build_task(cfg, device: torch.device) -> PairTask:
+    """Model, objective, optimiser and schedule at their start."""
+    if not cfg.MODEL.PAIR:
+        raise UsageError("MODEL.PAIR is False; train_pair.py pre-trains on pairs, so set it True (or use train.py)")
     model = build_model(cfg)
     if not cfg.SOLVER.RESUME:
         build_start(cfg, model)
     model.to(device)
-    optimizer = build_optimizer(cfg, model)
-    precision = build_precision(cfg, device)
-    trainer = PairTrainer(
-        model=distributed.wrap(model, device),
-        criterion=ContrastiveCriterion(),
-        optimizers=[optimizer],
+    optimizer, precision, network = build_optimizer(cfg, model), build_precision(cfg, device), distributed.wrap(model, device)
+    return PairTask(
+        network=network,
+        objective=pair_loss,
+        update=Update(network, [optimizer], precision.scaler()),
         schedule=build_schedule(cfg, optimizer),
-        scaler=precision.scaler(),
         precision=precision,
         device=device,
         part=cfg.SOLVER.IMS_PER_PASS,
     )
-    if cfg.SOLVER.RESUME:
-        trainer.load_state_dict(load(cfg.SOLVER.RESUME))
-        logger.info("resumed from %s after epoch %d", cfg.SOLVER.RESUME, trainer.epoch)
-    return trainer
 
 
-def train(cfg, device) -> None:
+def train(command: Command) -> None:
     """Pre-train and write checkpoints as the configuration says."""
-    if not cfg.MODEL.PAIR:
-        raise UsageError("MODEL.PAIR is False; train_pair.py pre-trains on pairs, so set it True (or use train.py)")
-    folder = make_output_dir(cfg.OUTPUT_DIR)
-    setup_logging(folder, "train_log.txt")
+    cfg, device = command.cfg, command.device
     seed_everything(cfg.SOLVER.SEED, distributed.rank())
-    pairs = build_pairs(cfg)
+    task, pairs = build_task(cfg, device), build_pairs(cfg)
     logger.info("%d pairs of %d places", len(pairs), len({pair.place for pair in pairs}))
     share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
     loader = build_pair_loader(cfg, pairs, **share)
-    trainer = build_trainer(cfg, device)
-    if distributed.is_main():
-        write_text(folder / "config.yml", cfg.dump())
-        write_json(folder / "environment.json", describe_environment(seed=cfg.SOLVER.SEED, device=device))
-    fit(trainer, loader, build_run(cfg, folder))
+    command.record()
+    fit(task, loader, build_plan(cfg, command.folder, cfg.MODEL.NAME), resume=cfg.SOLVER.RESUME)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Read the call and pre-train."""
     example = "python train_pair.py --config_file configs/pretrain_transoss.yml DATASETS.ROOT_DIR data"
     description = "Pre-train the network contrastively on optical-SAR pairs; its output is what train.py starts from."
-    args = config_parser("train_pair.py", description, example).parse_intermixed_args(arguments)
-    setup_logging()
-    cfg = load_cfg(args.config_file, args.overrides)
-    device = build_device(cfg)
-    with distributed.process_group(device):
-        train(cfg, device)
+    parser = config_parser("train_pair.py", description, example)
+    with open_command(parser, arguments, log="train_log.txt") as command:
+        train(command)
 
 
 if __name__ == "__main__":

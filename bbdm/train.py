@@ -8,21 +8,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
 
+from bbdm.averaging import build_average, update_average
 from bbdm.data import build_pairs, build_train_loader, build_validation_loader, layout_of, to_picture
 from bbdm.model import BridgeModel, SamplerSettings, build_model
 from bbdm.noise import sample_seed, seeded_normal
-from bbdm.trainer import Recipe, Trainer, train_one_epoch
-from configs import load_cfg
-from configs.command import config_parser
+from configs.command import Command, config_parser, open_command
+from datasets.pairs import PairLists
 from datasets.records import Batch
-from utils import checkpoint, cli, distributed
-from utils.device import build_device, build_precision
-from utils.ema import ExponentialMovingAverage
-from utils.errors import UsageError
-from utils.files import replacing, write_json, write_text
-from utils.log import MetricsWriter, describe_environment, make_output_dir, progress, setup_logging
+from processor.engine import Task, build_plan, fit
+from processor.update import Update
+from utils import cli, distributed
+from utils.device import build_precision
+from utils.files import replacing
+from utils.log import MetricsWriter
 from utils.seed import seed_everything
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,97 @@ GRID_ROWS = 4
 GRID_STEPS = 20
 
 
+@dataclass
+class BridgeTask(Task):
+    """The network learns the bridge's target at random times; what is judged and kept is its moving average.
+
+    Attributes:
+        model: the bridge; its network is the one that learns (inside `distributed.wrap` where there are several processes).
+        average: moving average of the network.
+        update: steps the optimiser.
+        schedule: lowers the learning rate where the training loss no longer falls.
+        device: of the network.
+        loss: 'l1' or 'l2'.
+        average_period: optimiser steps between updates of the average.
+        average_start: batches before which the average copies the weights.
+        validation: loader of held-out pairs, or None.
+        shown: the pairs of the grid.
+        grids: folder of the grids.
+        grid_period: epochs between grids; 0: none.
+        seed: of validation and grids.
+    """
+
+    model: BridgeModel
+    average: AveragedModel
+    update: Update
+    schedule: ReduceLROnPlateau
+    device: torch.device
+    loss: str
+    average_period: int
+    average_start: int
+    validation: torch.utils.data.DataLoader | None
+    shown: Batch
+    grids: Path
+    grid_period: int
+    seed: int
+    name = "bridge"
+    numbers = ("loss",)
+
+    def __post_init__(self):
+        self.network = self.model.network
+        self.parts = {"ema": self.average.module, "update": self.update, "schedule": self.schedule}
+
+    def step(self, batch: Batch) -> Tensor:
+        """Accumulate a batch's gradients; where they complete a step of the optimiser, follow it with the average."""
+        optical, sar = batch.to(self.device, memory_format=layout_of(self.device)).images.chunk(2)
+        with self.update.passes():
+            loss = self.model.random_loss(optical, sar, self.loss)
+            stepped = self.update(loss)
+        if stepped and self.update.steps % self.average_period == 0:
+            begun = self.update.steps * self.update.accumulation >= self.average_start
+            update_average(self.average, distributed.unwrap(self.network), copying=not begun)
+        return loss.detach()[None]
+
+    def observe(self, losses: Sequence[float]) -> None:
+        """Step the schedule with the loss of each batch that completed a step of the optimiser.
+
+        Its patience is thousands of steps, so hearing of a loss a few steps late changes nothing but the waiting.
+        """
+        batches = self.update.steps * self.update.accumulation + self.update.waiting
+        for batch, loss in enumerate(losses, start=batches - len(losses) + 1):
+            if batch % self.update.accumulation == 0:
+                self.schedule.step(loss)
+
+    def rate(self) -> float:
+        """Of all parameters."""
+        return self.update.optimizers[0].param_groups[0]["lr"]
+
+    def finish(self, epoch: int, *, last: bool) -> dict[str, float]:
+        """Draw a grid if it is due."""
+        due = self.grid_period and (last or epoch % self.grid_period == 0)
+        if due and distributed.is_main():
+            shown = self.shown.to(self.device, memory_format=layout_of(self.device))
+            write_grid(self.grids / f"epoch_{epoch:04d}.png", self._averaged(), shown, seed=self.seed)
+        return {}
+
+    def evaluate(self, epoch: int, metrics: MetricsWriter) -> dict[str, float]:
+        """Mean loss of the held-out pairs, if there are any; the lowest one chooses bridge_best.pth."""
+        if self.validation is None:
+            return {}
+        loss = validate(self._averaged(), self.validation, loss=self.loss, seed=self.seed, device=self.device)
+        metrics.write(kind="validation", epoch=epoch, validation_loss=loss)
+        logger.info("epoch %d: validation loss %.4f", epoch, loss)
+        return {"bridge_best": -loss}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged ones."""
+        return self.average.module.state_dict()
+
+    def _averaged(self) -> BridgeModel:
+        return self.model.with_network(self.average.module)
+
+
+@torch.no_grad()
 def validate(model: BridgeModel, loader, *, loss: str, seed: int, device: torch.device) -> float:
     """Mean loss over held-out pairs, at time steps and with noise that are the same each time.
 
@@ -43,11 +136,10 @@ def validate(model: BridgeModel, loader, *, loss: str, seed: int, device: torch.
     """
     generator = torch.Generator().manual_seed(seed)
     total, count = torch.zeros((), device=device), 0
-    with torch.no_grad():
-        for batch in loader:
-            optical, sar = batch.to(device, memory_format=layout_of(device)).images.chunk(2)
-            total += model.random_loss(optical, sar, loss, generator=generator) * len(optical)
-            count += len(optical)
+    for batch in loader:
+        optical, sar = batch.to(device, memory_format=layout_of(device)).images.chunk(2)
+        total += model.random_loss(optical, sar, loss, generator=generator) * len(optical)
+        count += len(optical)
     shares = distributed.gather((total.item(), count))
     return sum(part for part, _ in shares) / sum(number for _, number in shares)
 
@@ -57,33 +149,16 @@ def write_grid(path: Path, model: BridgeModel, batch: Batch, *, seed: int) -> No
     optical, sar = (pictures[:GRID_ROWS] for pictures in batch.images.chunk(2))
     seeds = torch.tensor([sample_seed(seed, "grid", row) for row in range(len(optical))], device=optical.device)
     shape = model.state_shape(optical)[1:]
-    steps = min(GRID_STEPS, len(model.bridge.schedule))
-    settings = SamplerSettings(name="few_step", steps=steps)
+    settings = SamplerSettings(name="few_step", steps=min(GRID_STEPS, len(model.bridge.schedule)))
     generated = model.sample(optical, settings, lambda step: seeded_normal(seeds, step, shape))
     rows = to_picture(torch.cat([optical, sar, generated], dim=3))
     with replacing(path) as temporary:
         Image.fromarray(np.concatenate(list(rows))).save(temporary)
 
 
-def build_recipe(cfg) -> Recipe:
-    """BBDM.LOSS, ACCUMULATION, CLIP_GRADIENT and EMA_*."""
-    return Recipe(
-        loss=cfg.BBDM.LOSS,
-        accumulation=cfg.BBDM.ACCUMULATION,
-        clip_gradient=cfg.BBDM.CLIP_GRADIENT,
-        ema_period=cfg.BBDM.EMA_PERIOD,
-        ema_start=cfg.BBDM.EMA_START,
-    )
-
-
-def build_trainer(cfg, device: torch.device) -> Trainer:
-    """Model, average, Adam and plateau schedule; from BBDM.PRETRAINED, or SOLVER.RESUME where the run goes on."""
-    recipe = build_recipe(cfg)
-    precision = build_precision(cfg, device)
-    model = build_model(cfg, device, precision, weights="" if cfg.SOLVER.RESUME else cfg.BBDM.PRETRAINED)
-    average = ExponentialMovingAverage(model.network, decay=cfg.BBDM.EMA_DECAY)
-    optimizer = torch.optim.Adam(model.network.parameters(), lr=cfg.SOLVER.BASE_LR, fused=device.type == "cuda")
-    schedule = ReduceLROnPlateau(
+def build_schedule(cfg, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
+    """The schedule of BBDM.PLATEAU_*."""
+    return ReduceLROnPlateau(
         optimizer,
         factor=cfg.BBDM.PLATEAU_FACTOR,
         patience=cfg.BBDM.PLATEAU_PATIENCE,
@@ -91,119 +166,53 @@ def build_trainer(cfg, device: torch.device) -> Trainer:
         threshold=cfg.BBDM.PLATEAU_THRESHOLD,
         min_lr=cfg.BBDM.PLATEAU_MIN_LR,
     )
-    trainer = Trainer(model, average, optimizer, schedule, precision.scaler(), recipe)
-    if cfg.SOLVER.RESUME:
-        trainer.load_state_dict(checkpoint.load(cfg.SOLVER.RESUME), cfg.SOLVER.RESUME)
-    trainer.model = model.with_network(distributed.wrap(model.network, device))
-    return trainer
 
 
-@dataclass(frozen=True)
-class Output:
-    """What a run leaves behind, and when.
-
-    Attributes:
-        folder: OUTPUT_DIR.
-        epochs: in all; after the last one everything is due.
-        validation_period, checkpoint_period, grid_period: in epochs; 0: never, but for the last.
-        seed: of validation and grids.
-    """
-
-    folder: Path
-    epochs: int
-    validation_period: int
-    checkpoint_period: int
-    grid_period: int
-    seed: int
+def build_update(cfg, network: nn.Module, scaler: torch.amp.GradScaler, device: torch.device) -> Update:
+    """Adam of SOLVER.BASE_LR, stepped as BBDM.ACCUMULATION and CLIP_GRADIENT say."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=cfg.SOLVER.BASE_LR, fused=device.type == "cuda")
+    steps = {"accumulation": cfg.BBDM.ACCUMULATION, "largest_norm": cfg.BBDM.CLIP_GRADIENT}
+    return Update(network, [optimizer], scaler, **steps)
 
 
-def finish_epoch(
-    trainer: Trainer, output: Output, *, validation, shown: Batch, metrics: MetricsWriter, device: torch.device
-) -> None:
-    """Validate, draw a grid and write checkpoints, each where it is due; call it on every process.
-
-    Args:
-        trainer: after the epoch.
-        output: what is due when.
-        validation: loader of held-out pairs, or None.
-        shown: the pairs of the grid.
-        metrics: gets the validation loss.
-        device: of the network.
-    """
-    last, main = trainer.epoch == output.epochs, distributed.is_main()
-
-    def due(period: int) -> bool:
-        return period > 0 and (last or trainer.epoch % period == 0)
-
-    averaged = trainer.model.with_network(trainer.average.network)
-    weights = trainer.average.network.state_dict()
-    if validation is not None and due(output.validation_period):
-        loss = validate(averaged, validation, loss=trainer.recipe.loss, seed=output.seed, device=device)
-        metrics.write(epoch=trainer.epoch, batches=trainer.batches, validation_loss=loss)
-        logger.info("epoch %d: validation loss %.4f", trainer.epoch, loss)
-        if loss < trainer.best:
-            trainer.best = loss
-            if main:
-                checkpoint.save(output.folder / "bridge_best.pth", weights)
-    if main and due(output.grid_period):
-        write_grid(
-            output.folder / "grids" / f"epoch_{trainer.epoch:04d}.png",
-            averaged,
-            shown.to(device, memory_format=layout_of(device)),
-            seed=output.seed,
-        )
-    if due(output.checkpoint_period):
-        state = trainer.state_dict()
-        if main:
-            checkpoint.save(output.folder / f"bridge_{trainer.epoch}.pth", weights)
-            checkpoint.save(output.folder / "last.pth", state)
-
-
-def build_output(cfg) -> Output:
-    """OUTPUT_DIR with what the run is from, and the periods of SOLVER.* and BBDM.GRID_PERIOD."""
-    folder = make_output_dir(cfg.OUTPUT_DIR)
-    return Output(
-        folder=folder,
-        epochs=cfg.SOLVER.MAX_EPOCHS,
-        validation_period=cfg.SOLVER.EVAL_PERIOD,
-        checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+def build_task(cfg, pairs: PairLists, folder: Path, device: torch.device) -> BridgeTask:
+    """Model, average, Adam and plateau schedule at their start, which BBDM.PRETRAINED may give."""
+    sharing = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    precision = build_precision(cfg, device)
+    model = build_model(cfg, device, precision, weights="" if cfg.SOLVER.RESUME else cfg.BBDM.PRETRAINED)
+    average = build_average(model.network, cfg.BBDM.EMA_DECAY)
+    model = model.with_network(distributed.wrap(model.network, device))
+    update = build_update(cfg, model.network, precision.scaler(), device)
+    shown = build_validation_loader(cfg, (pairs.validation or pairs.train)[:GRID_ROWS], device_type="cpu")
+    held_out = pairs.validation and build_validation_loader(cfg, pairs.validation, device_type=device.type, **sharing)
+    return BridgeTask(
+        model=model,
+        average=average,
+        update=update,
+        schedule=build_schedule(cfg, update.optimizers[0]),
+        device=device,
+        loss=cfg.BBDM.LOSS,
+        average_period=cfg.BBDM.EMA_PERIOD,
+        average_start=cfg.BBDM.EMA_START,
+        validation=held_out or None,
+        shown=next(iter(shown)),
+        grids=folder / "grids",
         grid_period=cfg.BBDM.GRID_PERIOD,
         seed=cfg.SOLVER.SEED,
     )
 
 
-def build_and_train(cfg, device: torch.device) -> None:
-    """Train as `cfg` says; checkpoints, metrics and grids go to OUTPUT_DIR."""
-    output, batch_size = build_output(cfg), cfg.SOLVER.IMS_PER_BATCH
-    sharing = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
-    if batch_size % sharing["world_size"]:
-        raise UsageError(f"SOLVER.IMS_PER_BATCH {batch_size} cannot be shared by {sharing['world_size']} processes")
-    setup_logging(output.folder, "train_log.txt")
-    if distributed.is_main():
-        write_text(output.folder / "config.yml", cfg.dump())
-        write_json(output.folder / "environment.json", describe_environment(seed=cfg.SOLVER.SEED, device=device))
+def train(command: Command) -> None:
+    """Train as the configuration says; checkpoints, metrics and grids go to OUTPUT_DIR."""
+    cfg, device = command.cfg, command.device
     pairs = build_pairs(cfg)
-    seed_everything(cfg.SOLVER.SEED)  # the same start weights in every process
-    trainer = build_trainer(cfg, device)
-    loader = build_train_loader(cfg, pairs.train, **sharing)
-    validation = build_validation_loader(cfg, pairs.validation, **sharing) if pairs.validation else None
-    shown = next(iter(build_validation_loader(cfg, (pairs.validation or pairs.train)[:GRID_ROWS], device_type="cpu")))
-    metrics = MetricsWriter(output.folder / "metrics.jsonl", epoch=trainer.epoch)
     logger.info("%d training pairs, %d held out; %s", len(pairs.train), len(pairs.validation), device)
-    with progress(output.epochs * len(loader), "bridge", unit="batch", initial=trainer.batches) as bar:
-
-        def on_log(*, loss: float, batches: int, seconds: float) -> None:
-            values = {"loss": loss, "lr": trainer.optimizer.param_groups[0]["lr"]}
-            memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-            speed = batches * batch_size / seconds
-            metrics.write(epoch=trainer.epoch + 1, batches=trainer.batches, **values, pairs_per_second=speed, memory=memory)
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-
-        while trainer.epoch < output.epochs:
-            period = {"seed": output.seed, "log_period": cfg.SOLVER.LOG_PERIOD}
-            train_one_epoch(trainer, loader, pairs.train, **period, on_log=on_log, on_batch=bar.update)
-            finish_epoch(trainer, output, validation=validation, shown=shown, metrics=metrics, device=device)
-    distributed.barrier()
+    sharing = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader = build_train_loader(cfg, pairs.train, device_type=device.type, **sharing)
+    seed_everything(cfg.SOLVER.SEED)  # the same start weights in every process
+    task = build_task(cfg, pairs, command.folder, device)
+    command.record()
+    fit(task, loader, build_plan(cfg, command.folder, "bridge"), resume=cfg.SOLVER.RESUME)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -213,12 +222,8 @@ def main(arguments: Sequence[str]) -> None:
         "Train the bridge that turns optical chips into pseudo-SAR ones.",
         "python -m bbdm.train --config_file configs/bbdm_hoss.yml BBDM.PRETRAINED logs/bbdm_qxs/bridge_100.pth",
     )
-    options = parser.parse_intermixed_args(arguments)
-    setup_logging()
-    cfg = load_cfg(options.config_file, options.overrides)
-    device = build_device(cfg)
-    with distributed.process_group(device):
-        build_and_train(cfg, device)
+    with open_command(parser, arguments, log="train_log.txt") as command:
+        train(command)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from configs.loading import get_value, load_cfg
 from utils import distributed
 from utils.device import build_device
 from utils.errors import UsageError
-from utils.log import make_output_dir, setup_logging
+from utils.files import write_json, write_text
+from utils.log import describe_environment, make_output_dir, setup_logging
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Command:
     cfg: CfgNode
     device: torch.device
     folder: Path | None
+
+    def record(self) -> None:
+        """Write config.yml and environment.json, which tell what a run was made from, into the folder."""
+        if distributed.is_main():
+            write_text(self.folder / "config.yml", self.cfg.dump())
+            environment = describe_environment(seed=self.cfg.SOLVER.SEED, device=self.device)
+            write_json(self.folder / "environment.json", environment)
 
 
 def config_parser(program: str, description: str, example: str) -> argparse.ArgumentParser:

@@ -11,8 +11,6 @@ from loss.terms import (
     center_loss,
     classwise_alignment,
     global_alignment,
-    pair_logits,
-    symmetric_contrastive,
 )
 
 logger = logging.getLogger(__name__)
@@ -80,28 +78,6 @@ class Criterion(nn.Module):
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum that training minimises."""
         return sum(self.weights[name] * value for name, value in terms.items())
-
-
-class ContrastiveCriterion(nn.Module):
-    """The term of pre-training on pairs, 'contrastive', in the form that the training loop takes."""
-
-    def __init__(self):
-        super().__init__()
-        self.weights = {"contrastive": 1.0}
-
-    def forward(self, sar: Tensor, optical: Tensor, logit_scale: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The unweighted term, and the logits (P, P) it was made of.
-
-        Args:
-            sar, optical: (P, D) features of P pairs.
-            logit_scale: logarithm of the scale.
-        """
-        logits = pair_logits(sar.float(), optical.float(), logit_scale)
-        return {"contrastive": symmetric_contrastive(logits)}, logits
-
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The value that training minimises."""
-        return terms["contrastive"]
 
 
 def build_criterion(cfg, *, num_identities: int, num_features: int) -> Criterion:

@@ -119,3 +119,9 @@ def symmetric_contrastive(logits: Tensor) -> Tensor:
     """InfoNCE in both directions over (P, P) logits whose diagonal holds the true pairs (CLIP; TransOSS, section 4.1)."""
     targets = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.t(), targets)) / 2
+
+
+def pair_loss(sar: Tensor, optical: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of pre-training on pairs, and the logits (P, P) that it is made of; see `pair_logits`. Computed in float32."""
+    logits = pair_logits(sar.float(), optical.float(), logit_scale)
+    return symmetric_contrastive(logits), logits

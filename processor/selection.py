@@ -32,17 +32,19 @@ def build_split(cfg) -> Split:
     return Split("validation" if fraction else "test", fraction, cfg.SOLVER.SEED)
 
 
-def build_resumed_state(cfg) -> Any:
-    """What SOLVER.RESUME holds, if its run held out the same ships; one that did not has learnt from some that now validate.
+def build_resumed(cfg) -> str:
+    """The path of SOLVER.RESUME, if its run held out the same ships; another one has learnt from some that now validate.
 
     Raises:
         UsageError: another fraction, or another seed of the cut.
         CheckpointError: see `utils.checkpoint.load`.
     """
+    if not cfg.SOLVER.RESUME:
+        return ""
     state, split = load(cfg.SOLVER.RESUME), build_split(cfg)
     before = state.get("split") if isinstance(state, Mapping) else None
     if before is None or before["fraction"] == split.fraction == 0 or before == asdict(split):
-        return state
+        return cfg.SOLVER.RESUME
     raise UsageError(
         f"SOLVER.RESUME is of a run with DATASETS.VAL_FRACTION {before['fraction']:g} and SOLVER.SEED {before['seed']}, "
         f"not {split.fraction:g} and {split.seed}; resume with its own, or the weights have learnt from ships that validate"

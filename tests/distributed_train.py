@@ -7,36 +7,36 @@ import json
 import os
 from pathlib import Path
 
-import processor.train
 import train
+from processor.reid import ReIDTask
 from utils import distributed
 from utils.cli import run
 
 
 def record() -> None:
     """Make `train` note the images of each step, and at the end a sum over all that was learned, in a file for each rank."""
-    step, build_trainer, fit = processor.train.Trainer.step, train.build_trainer, train.fit
+    step, build_task, fit = ReIDTask.step, train.build_task, train.fit
     images: list[list[int]] = []
 
-    def noted_step(trainer, batch):
+    def noted_step(task, batch):
         images.append(batch.indices.tolist())
-        return step(trainer, batch)
+        return step(task, batch)
 
-    def summed(trainer) -> float:
-        learned = [*trainer.model.parameters(), *trainer.criterion.parameters()]
+    def summed(task) -> float:
+        learned = [*task.network.parameters(), *task.criterion.parameters()]
         return sum(float(value.detach().double().abs().sum()) for value in learned)
 
     def noted_build(*arguments):
-        trainer = build_trainer(*arguments)
-        write("start", {"sum": summed(trainer)})
-        return trainer
+        task = build_task(*arguments)
+        write("start", {"sum": summed(task)})
+        return task
 
-    def noted_fit(trainer, *arguments, **more):
-        fit(trainer, *arguments, **more)
-        buffers = sum(float(value.double().abs().sum()) for value in distributed.unwrap(trainer.model).buffers())
-        write("end", {"sum": summed(trainer), "images": images, "buffers": buffers})
+    def noted_fit(task, *arguments, **more):
+        fit(task, *arguments, **more)
+        buffers = sum(float(value.double().abs().sum()) for value in distributed.unwrap(task.network).buffers())
+        write("end", {"sum": summed(task), "images": images, "buffers": buffers})
 
-    processor.train.Trainer.step, train.build_trainer, train.fit = noted_step, noted_build, noted_fit
+    ReIDTask.step, train.build_task, train.fit = noted_step, noted_build, noted_fit
 
 
 def write(name: str, content: dict) -> None:

@@ -93,7 +93,9 @@ def test_training_leaves_what_was_promised(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"bridge_1.pth", "bridge_2.pth", "bridge_best.pth", "last.pth", "config.yml", "environment.json"} <= names
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["batches"] for line in lines if "loss" in line] == [2, 4]
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert [(line["epoch"], line["step"]) for line in steps] == [(1, 2), (2, 2)]
+    assert {"loss", "lr"} <= steps[0].keys()
     assert all(np.isfinite(line["validation_loss"]) for line in lines if "validation_loss" in line)
     with Image.open(trained / "grids" / "epoch_0002.png") as grid:
         assert grid.size == (3 * 8, 2 * 16)  # optical | SAR | generated, two held-out pairs
@@ -103,7 +105,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(data, trained, tmp_path):
     train.main(arguments(data, tmp_path, **{"SOLVER.MAX_EPOCHS": 1}))
     train.main(arguments(data, tmp_path, **{"SOLVER.RESUME": tmp_path / "last.pth"}))
     whole, parts = (torch.load(folder / "last.pth", weights_only=True) for folder in (trained, tmp_path))
-    assert whole["batches"] == parts["batches"] == 4
+    assert whole["update"]["steps"] == parts["update"]["steps"] == 2
     for part in ("model", "ema"):
         assert all(torch.equal(whole[part][name], parts[part][name]) for name in whole[part])
 
@@ -113,7 +115,8 @@ def test_a_step_that_the_end_of_an_epoch_cuts_is_finished_in_the_next(data, tmp_
     train.main(arguments(data, tmp_path / "whole", **cut))
     train.main(arguments(data, tmp_path / "parts", **cut, **{"SOLVER.MAX_EPOCHS": 1}))
     half = torch.load(tmp_path / "parts" / "last.pth", weights_only=True)
-    assert half["batches"] % 3 and half["gradients"]
+    assert half["update"]["waiting"] == 1
+    assert half["update"]["gradients"]
     train.main(arguments(data, tmp_path / "parts", **cut, **{"SOLVER.RESUME": tmp_path / "parts" / "last.pth"}))
     whole, parts = (torch.load(tmp_path / folder / "last.pth", weights_only=True) for folder in ("whole", "parts"))
     assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
@@ -132,7 +135,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_names(data, trained, tmp_path)
     weights = torch.load(trained / "bridge_1.pth", weights_only=True)
     weights["out.2.bias"] += float("nan")
     torch.save(weights, tmp_path / "nan.pth")
-    with pytest.raises(TrainingError, match=r"epoch 1, for the pairs 000\d_a_RGB.tif with 000\d_a_SAR.tif, 000\d"):
+    with pytest.raises(
+        TrainingError,
+        match=r"epoch 1, step 1 \(loss nan\), for 000\d_a_RGB.tif, .*, 000\d_a_SAR.tif;",
+    ):
         train.main(arguments(data, tmp_path / "out", **{"BBDM.PRETRAINED": tmp_path / "nan.pth"}))
     assert not (tmp_path / "out" / "last.pth").exists()
 
@@ -292,7 +298,7 @@ def test_two_processes_train_together(data, tmp_path):
     settings = arguments(data, tmp_path, **{"BBDM.CLIP_GRADIENT": 1.0, "SOLVER.MAX_EPOCHS": 1})
     result = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
-    assert torch.load(tmp_path / "last.pth", weights_only=True)["batches"] == 2
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["update"]["steps"] == 1
 
 
 def test_the_latent_model_lives_between_latents(data, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.checkpoint import CONTAINERS, find_state_dict, load, load_state_dict, restore_optimizer, restore_scaler, save
+from utils.checkpoint import CONTAINERS, find_state_dict, load, load_state_dict, save
 from utils.errors import CheckpointError, UsageError
 
 WEIGHTS = {
@@ -122,23 +122,3 @@ def test_a_file_without_tensors_is_named(tmp_path: Path, content: object) -> Non
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"w\.pth holds no tensors by name"):
         load_state_dict(tmp_path / "w.pth")
-
-
-def test_an_optimiser_keeps_its_own_kernels_when_it_goes_on():
-    weight = nn.Parameter(torch.ones(3))
-    first, second = torch.optim.Adam([weight], lr=1e-3, fused=True), torch.optim.Adam([weight], lr=1.0)
-    weight.grad = torch.ones(3)
-    first.step()
-    restore_optimizer(second, first.state_dict())
-    assert second.param_groups[0]["lr"] == 1e-3
-    assert not second.param_groups[0]["fused"]
-    assert torch.equal(second.state[weight]["exp_avg"], first.state[weight]["exp_avg"])
-
-
-def test_a_scaler_starts_anew_where_the_run_before_had_none():
-    without, scaler = torch.amp.GradScaler("cpu", enabled=False), torch.amp.GradScaler("cpu", init_scale=8.0)
-    restore_scaler(scaler, without.state_dict())
-    assert scaler.get_scale() == 8.0
-    restore_scaler(scaler, torch.amp.GradScaler("cpu", init_scale=2.0).state_dict())
-    assert scaler.get_scale() == 2.0
-    restore_scaler(without, scaler.state_dict())

@@ -13,10 +13,10 @@ import train_pair
 from datasets.loaders import build_pair_loader
 from datasets.pairs import read_optisar_pairs
 from datasets.records import Batch
-from loss.criterion import ContrastiveCriterion
-from loss.terms import pair_logits, symmetric_contrastive
+from loss.terms import pair_logits, pair_loss, symmetric_contrastive
 from model.build import build_model
-from processor.pretrain import PairTrainer
+from processor.pairs import PairTask
+from processor.update import Update
 from tests.chip_files import write_hoss
 from tests.commands import call, settings, tiny_cfg
 from utils.checkpoint import load_state_dict
@@ -50,21 +50,15 @@ def batch_of(pairs: int) -> Batch:
     )
 
 
-class Schedule:
-    def step(self, epoch):
-        pass
-
-
-def trainer_of(part: int, drop_path: float = 0.3) -> PairTrainer:
+def task_of(part: int, drop_path: float = 0.3) -> PairTask:
     torch.manual_seed(0)
     model = build_model(tiny_cfg(MODEL__PAIR=True, MODEL__SSE=False, MODEL__DROP_PATH=drop_path))
     precision = Precision("cpu")
-    return PairTrainer(
-        model=model.train(),
-        criterion=ContrastiveCriterion(),
-        optimizers=[torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)],
-        schedule=Schedule(),
-        scaler=precision.scaler(),
+    return PairTask(
+        network=model.train(),
+        objective=pair_loss,
+        update=Update(model, [torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)], precision.scaler()),
+        schedule=None,
         precision=precision,
         device=CPU,
         part=part,
@@ -122,31 +116,31 @@ def test_the_term_is_small_only_for_the_right_pairs():
 @pytest.mark.parametrize("part", [2, 3, 8])
 def test_an_update_in_parts_is_the_update_of_the_whole_batch(part):
     # Without dropped paths; with them the parts draw other ones than the whole batch would.
-    whole, parts = trainer_of(0, drop_path=0.0), trainer_of(part, drop_path=0.0)
+    whole, parts = task_of(0, drop_path=0.0), task_of(part, drop_path=0.0)
     batch = batch_of(4)
     torch.testing.assert_close(whole.step(batch), parts.step(batch))
-    for (name, ours), theirs in zip(parts.model.named_parameters(), whole.model.parameters(), strict=True):
+    for (name, ours), theirs in zip(parts.network.named_parameters(), whole.network.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)
-    assert not torch.equal(whole.model.logit_scale, trainer_of(0).model.logit_scale)
+    assert not torch.equal(whole.network.logit_scale, task_of(0).network.logit_scale)
 
 
 def test_both_passes_of_a_part_drop_the_same_paths():
-    trainer, batch = trainer_of(2), batch_of(4)
+    task, batch = task_of(2), batch_of(4)
     outputs = []
-    features = trainer._features
-    trainer._features = lambda part: outputs.append(features(part)) or outputs[-1]
-    trainer.step(batch)
+    features = task._features
+    task._features = lambda part: outputs.append(features(part)) or outputs[-1]
+    task.step(batch)
     assert len(outputs) == 8
     for first, second in zip(outputs[:4], outputs[4:], strict=True):
         torch.testing.assert_close(first, second)
 
 
 def test_the_temperature_stays_bounded():
-    trainer = trainer_of(0)
-    trainer.model.logit_scale.data.fill_(50.0)
-    trainer.optimizers[0].param_groups[0]["lr"] = 0.0
-    trainer.step(batch_of(2))
-    assert trainer.model.logit_scale.item() == pytest.approx(trainer.largest_logit_scale)
+    task = task_of(0)
+    task.network.logit_scale.data.fill_(50.0)
+    task.update.optimizers[0].param_groups[0]["lr"] = 0.0
+    task.step(batch_of(2))
+    assert task.network.logit_scale.item() == pytest.approx(task.largest_logit_scale)
 
 
 def test_the_command_learns_pairs_and_train_starts_from_its_output(tmp_path):

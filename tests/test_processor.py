@@ -1,4 +1,4 @@
-"""Features in order, fusion, the protocols' figures, the epoch, and the files that it leaves."""
+"""Features in order, fusion, the protocols' figures, and re-identification as it is trained."""
 
 import json
 import math
@@ -19,14 +19,13 @@ from processor.fusion import find_samples, fuse, fuse_images
 from processor.ranking.evaluation import Ranking, build_ranking, evaluate, rank_protocol, results_table
 from processor.ranking.reranking import rerank_apart
 from processor.ranking.retrieval import rank_features
+from processor.reid import ReIDTask
 from processor.selection import Split
-from processor.train import Run, Trainer, fit, save_checkpoints, train_one_epoch
-from solver.schedule import cosine_schedule
+from processor.update import Update
 from tests.chip_files import write_chip
 from tests.commands import tiny_cfg
-from utils.checkpoint import load
 from utils.device import Precision
-from utils.errors import CheckpointError, DataError, TrainingError
+from utils.errors import DataError
 from utils.log import MetricsWriter
 
 CPU = torch.device("cpu")
@@ -53,18 +52,6 @@ def batch_of(indices, images=None) -> Batch:
     images = torch.randn(len(indices), 1, 2, 2) if images is None else images
     modalities = indices % 2
     return Batch(images=images, sizes=torch.zeros(len(indices), 3), modalities=modalities, labels=modalities, indices=indices)
-
-
-class Loader(list):
-    """A list of batches that notes which epochs were chosen."""
-
-    def __init__(self, batches):
-        super().__init__(batches)
-        self.batch_sampler = self
-        self.epochs = []
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epochs.append(epoch)
 
 
 # Features
@@ -268,155 +255,65 @@ def test_no_folder_of_samples_is_no_fusion_and_one_without_optical_images_an_err
 # Training
 
 
-def trainer_of(*, weights=None, lr: float = 0.1, seed: int = 0) -> Trainer:
-    torch.manual_seed(seed)
-    model, criterion = Net(), Criterion({"identity": 1.0, "triplet": 0.5} if weights is None else weights)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    schedule = cosine_schedule(optimizer, base_lr=lr, epochs=10, warmup_epochs=2)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Trainer(model, criterion, [optimizer], schedule, scaler, FLOAT32, CPU)
+class Schedule:
+    """Notes the epochs that it set the rates of."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def step(self, epoch: int) -> None:
+        self.epochs.append(epoch)
 
 
-def lines_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def task_of(*, weights=None, centers=None, test=dict) -> ReIDTask:
+    torch.manual_seed(0)
+    network, criterion = Net(), Criterion({"identity": 1.0, "triplet": 0.5} if weights is None else weights, centers=centers)
+    optimizers = [torch.optim.SGD(learned.parameters(), lr=0.1) for learned in (network, criterion) if [*learned.parameters()]]
+    update = Update(network, optimizers, torch.amp.GradScaler("cpu", enabled=False), others=criterion.parameters())
+    return ReIDTask(network, criterion, update, Schedule(), FLOAT32, CPU, test, Split("validation", 0.2, 3))
 
 
-def train_epoch(trainer: Trainer, loader: Loader, folder: Path, log_period: int = 2) -> dict[str, float]:
-    metrics = MetricsWriter(folder / "metrics.jsonl", epoch=trainer.epoch)
-    return train_one_epoch(trainer, loader, metrics=metrics, log_period=log_period, on_step=lambda: None)
+def numbers_of(task: ReIDTask, batch: Batch) -> dict[str, float]:
+    return dict(zip(task.numbers, task.step(batch).tolist(), strict=True))
 
 
-def test_an_epoch_logs_every_term_and_counts(tmp_path):
-    trainer, loader = trainer_of(), Loader([batch_of([0, 1, 2, 3]) for _ in range(5)])
-    means = train_epoch(trainer, loader, tmp_path)
-    assert trainer.epoch == 1
-    assert loader.epochs == [1]
-    steps, epochs = ([line for line in lines_of(tmp_path) if line["kind"] == kind] for kind in ("step", "epoch"))
-    assert [line["step"] for line in steps] == [2, 4, 5]
-    for line in steps:
-        assert line["loss"] == pytest.approx(line["identity"] + 0.5 * line["triplet"], rel=1e-5)
-        assert {"lr", "accuracy", "epoch"} <= line.keys()
-    assert means["loss"] == pytest.approx((2 * steps[0]["loss"] + 2 * steps[1]["loss"] + steps[2]["loss"]) / 5, rel=1e-5)
-    assert epochs[0]["loss"] == means["loss"]
-    assert epochs[0]["steps_per_second"] > 0
-
-
-def test_terms_are_logged_under_their_own_name_whatever_the_order_of_weights(tmp_path):
+def test_a_step_tells_every_term_their_total_and_the_accuracy():
     batch = batch_of([0, 1, 2, 3])
-    one = train_epoch(trainer_of(), Loader([batch]), tmp_path)
-    other = train_epoch(trainer_of(weights={"triplet": 0.5, "identity": 1.0}), Loader([batch]), tmp_path)
-    assert other == pytest.approx(one)
-    assert one["identity"] != one["triplet"]
+    told = numbers_of(task_of(), batch)
+    assert told["loss"] == pytest.approx(told["identity"] + 0.5 * told["triplet"], rel=1e-5)
+    right = (Net.forward(task_of().network, batch.images, None, None).scores.argmax(1) == batch.labels).float().mean()
+    assert told["accuracy"] == right.item()
+    other = numbers_of(task_of(weights={"triplet": 0.5, "identity": 1.0}), batch)
+    assert other == pytest.approx(told)
+    assert told["identity"] != told["triplet"]
 
 
-def test_loss_falls_and_the_rate_follows_the_schedule(tmp_path):
-    trainer, batch = trainer_of(weights={"identity": 1.0}), batch_of(list(range(8)))
-    losses = [train_epoch(trainer, Loader([batch] * 3), tmp_path)["loss"] for _ in range(6)]
+def test_a_step_learns_network_and_centres():
+    centers = torch.ones(2, 3)
+    task, batch = task_of(weights={"identity": 1.0, "center": 1.0}, centers=centers.clone()), batch_of(list(range(8)))
+    losses = [numbers_of(task, batch)["loss"] for _ in range(20)]
     assert losses[-1] < losses[0]
-    rates = [line["lr"] for line in lines_of(tmp_path) if line["kind"] == "step" and line["step"] == 3]
-    assert rates[0] == pytest.approx(0.001 + (0.1 - 0.001) / 2)
-    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert not torch.equal(task.criterion.centers, centers)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_with_every_term(tmp_path, value):
-    bad = batch_of([0, 1, 2, 3])
-    bad.images[1] = value
-    trainer = trainer_of()
-    with pytest.raises(TrainingError, match=r"epoch 1, step 2 \(identity .*triplet .*loss nan.*SOLVER\.BASE_LR") as raised:
-        train_epoch(trainer, Loader([batch_of([0, 1, 2, 3]), bad, bad]), tmp_path)
-    assert raised.value.exit_status == 1
-    assert trainer.epoch == 0
+def test_rates_are_those_of_the_epoch():
+    task = task_of()
+    task.begin(3)
+    assert (task.schedule.epochs, task.rate()) == ([3], 0.1)
 
 
-def score_of(mean: float, first: float):
-    return replace(evaluate(ALL, IMAGES, FEATURES, Ranking())["ALL"].plain, mAP=mean, R1=first)
-
-
-def run_of(folder: Path, **changes) -> Run:
-    plan = {"epochs": 5, "evaluation_period": 2, "checkpoint_period": 3, "log_period": 2, "config": "A: 1\n"}
-    return Run(folder=folder, name="transformer", **{"split": Split("test", 0.0, 1)} | plan | changes)
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def test_best_weights_are_those_of_the_best_epoch(tmp_path):
-    trainer, run = trainer_of(), run_of(tmp_path)
-    bests = {"mAP": 0, "rank1": 0}
-    for epoch, (mean, first) in enumerate([(0.5, 0.5), (0.4, 0.6), (0.6, 0.6), (0.6, 0.1)], start=1):
-        trainer.epoch = epoch
-        with torch.no_grad():
-            trainer.model.layer.weight.fill_(epoch)
-        save_checkpoints(trainer, run, score=score_of(mean, first), periodic=False)
-        bests = {name: float(load(tmp_path / f"best_model_{name}.pth")["layer.weight"][0, 0]) for name in bests}
-    assert bests == {"mAP": 3, "rank1": 2}
-    assert trainer.best == {"mAP": 0.6, "rank1": 0.6}
-    bests = {"best_model_mAP", "best_model_rank1"}
-    assert names(tmp_path) == {f"{best}{suffix}" for best in bests for suffix in (".pth", ".json")}
-
-
-def test_an_epoch_without_evaluation_writes_no_best_weights(tmp_path):
-    trainer = trainer_of()
-    trainer.epoch = 3
-    save_checkpoints(trainer, run_of(tmp_path), score=None, periodic=True)
-    assert names(tmp_path) == {"transformer_3.pth", "last.pth"}
-    assert load(tmp_path / "transformer_3.pth").keys() == trainer.model.state_dict().keys()
-    assert load(tmp_path / "last.pth")["config"] == "A: 1\n"
-
-
-def test_fit_evaluates_and_keeps_by_period_and_at_the_end(tmp_path):
-    trainer, loader, evaluated = trainer_of(), Loader([batch_of([0, 1, 2, 3])] * 2), []
-
-    def evaluation():
-        evaluated.append(trainer.epoch)
-        return evaluate(ALL, IMAGES, FEATURES, Ranking())
-
-    fit(trainer, loader, run_of(tmp_path), evaluate=evaluation)
-    assert evaluated == [2, 4, 5]
-    bests = {f"best_model_{metric}.{suffix}" for metric in ("mAP", "rank1") for suffix in ("pth", "json")}
-    assert names(tmp_path) == bests | {"transformer_3.pth", "transformer_5.pth", "last.pth", "metrics.jsonl"}
-    tests = [line for line in lines_of(tmp_path) if line["kind"] == "test"]
-    assert [(line["epoch"], line["protocol"]) for line in tests] == [(2, "ALL"), (4, "ALL"), (5, "ALL")]
-
-
-def test_a_trainer_goes_on_where_its_state_was_taken(tmp_path):
-    batches = [batch_of([0, 1, 2, 3]) for _ in range(3)]
-    straight = trainer_of()
-    for _ in range(2):
-        train_epoch(straight, Loader(batches), tmp_path)
-    save_checkpoints(straight, run_of(tmp_path), score=score_of(0.5, 0.4), periodic=True)
-    expected = torch.rand(3)
-    train_epoch(straight, Loader(batches), tmp_path)
-
-    resumed = trainer_of(seed=9)
-    resumed.load_state_dict(load(tmp_path / "last.pth"))
-    assert (resumed.epoch, resumed.best) == (2, {"mAP": 0.5, "rank1": 0.4})
-    assert torch.equal(torch.rand(3), expected)
-    train_epoch(resumed, Loader(batches), tmp_path)
-    for name, value in straight.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name])
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda state: state.pop("model"),
-        lambda state: state["model"].pop("layer.weight"),
-        lambda state: state.update(optimizers=[]),
-        lambda state: state.update(epoch="x"),
-    ],
-)
-def test_a_state_that_does_not_fit_is_refused(change):
-    state = trainer_of().state_dict()
-    change(state)
-    with pytest.raises(CheckpointError, match=r"SOLVER\.RESUME does not fit this run"):
-        trainer_of().load_state_dict(state)
-
-
-@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
-@pytest.mark.parametrize("state", [[1, 2], torch.zeros(3), {"layer.weight": torch.zeros(2)}, "text"])
-def test_a_file_that_holds_no_state_is_refused(state):
-    with pytest.raises(CheckpointError, match=r"SOLVER\.RESUME does not fit this run"):
-        trainer_of().load_state_dict(state)
+def test_the_all_protocol_chooses_and_a_record_says_on_which_split(tmp_path):
+    task = task_of(test=lambda: evaluate(ALL | {"S2O": Protocol("S2O", (1,), (4, 5))}, IMAGES, FEATURES, Ranking()))
+    plain = task.test()["ALL"].plain
+    assert task.evaluate(4, MetricsWriter(tmp_path / "m.jsonl")) == {"best_model_mAP": plain.mAP, "best_model_rank1": plain.R1}
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["epoch"], line["protocol"]) for line in lines] == [("validation", 4, p) for p in ("ALL", "S2O")]
+    assert (lines[0]["mAP"], lines[0]["R5"]) == (plain.mAP, plain.R5)
+    assert lines[0]["mAP_interval"] == list(plain.mAP_interval.ends)
+    for name, metric in (("best_model_mAP", "mAP"), ("best_model_rank1", "rank1")):
+        path = tmp_path / f"{name}.pth"
+        path.write_bytes(b"weights")
+        task.describe_best(path, epoch=4, figure=0.5)
+        record = json.loads(path.with_suffix(".json").read_text())
+        told = {"epoch": 4, "metric": metric, "score": 0.5, "split": "validation", "fraction": 0.2, "seed": 3}
+        assert {key: record[key] for key in told} == told

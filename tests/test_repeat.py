@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import processor.train
+import processor.engine
 import test as test_command
 import train as train_command
 from processor.ranking.results import Evaluation, Outcome
@@ -142,17 +142,17 @@ def test_other_test_images_are_tested_again(data, done, started, tmp_path):
 
 
 def test_a_training_that_stopped_goes_on(data, done, started, tmp_path, monkeypatch):
-    save_checkpoints = processor.train.save_checkpoints
+    keep_state = processor.engine.keep_state
 
-    def interrupt(trainer, run, **what):
-        save_checkpoints(trainer, run, **what)
+    def interrupt(*arguments):
+        keep_state(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(processor.train, "save_checkpoints", interrupt)
+    monkeypatch.setattr(processor.engine, "keep_state", interrupt)
     ended = repeated(data, tmp_path, "--seeds", "1")
     assert ended.status == 1
     assert "train.py of seed 1 ended with status 130" in ended.sentence
-    monkeypatch.setattr(processor.train, "save_checkpoints", save_checkpoints)
+    monkeypatch.setattr(processor.engine, "keep_state", keep_state)
     assert repeated(data, tmp_path, "--seeds", "1").status == 0
     assert [program for program, _ in started] == ["train.py", "train.py", "test.py"]
     assert started[1][1][-2:] == ["SOLVER.RESUME", str(tmp_path / "seed_1" / "last.pth")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-import processor.train
+import processor.engine
 import train
 from tests.chip_files import write_hoss
 from tests.commands import call, settings
@@ -83,15 +83,15 @@ def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(done):
 
 
 def test_an_interrupted_run_goes_on_to_the_bit(data, done, tmp_path, monkeypatch):
-    save_checkpoints = processor.train.save_checkpoints
+    train_one_epoch = processor.engine.train_one_epoch
 
-    def interrupt(trainer, run, **what):
-        save_checkpoints(trainer, run, **what)
-        if trainer.epoch == 3:  # after an epoch that last.pth does not hold
+    def interrupt(task, loader, plan, epoch, *rest):
+        if epoch == 4:  # after an epoch that last.pth does not hold
             raise KeyboardInterrupt
+        return train_one_epoch(task, loader, plan, epoch, *rest)
 
     folder = tmp_path / "run"
-    monkeypatch.setattr(processor.train, "save_checkpoints", interrupt)
+    monkeypatch.setattr(processor.engine, "train_one_epoch", interrupt)
     ended = call(train.main, *arguments(data, folder))
     assert (ended.status, ended.sentence) == (130, "interrupted")
     monkeypatch.undo()
@@ -177,7 +177,7 @@ def test_an_empty_path_of_weights_names_its_key(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("transformer_4.pth", "SOLVER.RESUME does not fit"), ("none.pth", "there is no checkpoint")]
+    ("name", "said"), [("transformer_4.pth", "transformer_4.pth does not fit this run"), ("none.pth", "there is no checkpoint")]
 )
 def test_what_is_no_training_state_is_not_resumed(data, done, tmp_path, name, said):
     ended = one_epoch(data, tmp_path / "run", SOLVER__RESUME=done[0] / name)

@@ -1,4 +1,4 @@
-"""Weights and training states on disk, and their way back into a run.
+"""Weights and training states on disk.
 
 The only module that calls `torch.load`, always with `weights_only`.
 """
@@ -16,8 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.amp import GradScaler
-from torch.optim import Optimizer
 
 from utils.errors import CheckpointError, UsageError
 from utils.files import replacing
@@ -96,24 +94,6 @@ def load(path: str | Path) -> Any:
         raise CheckpointError(
             f"{path} is no checkpoint or is cut short; it should be a file written by torch.save or a {SAFETENSORS} file"
         ) from error
-
-
-def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load an optimiser's state; whether its update is fused stays its own, since that depends on the device.
-
-    Raises:
-        KeyError, ValueError: the state is of another optimiser.
-    """
-    groups = [
-        {**saved, "fused": own.get("fused")} for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
-    ]
-    optimizer.load_state_dict({**state, "param_groups": groups})
-
-
-def restore_scaler(scaler: GradScaler, state: Mapping[str, Any]) -> None:
-    """Load a gradient scaler's state; that of a run without one is empty, and this one then starts anew."""
-    if state:
-        scaler.load_state_dict(dict(state))
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -1,0 +1,105 @@
+"""Contrastive pre-training on optical-SAR pairs as a task of the engine.
+
+Legend: B images (B / 2 pairs), D feature width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets.records import Batch
+from processor.engine import Task
+from processor.update import Update
+from utils import distributed
+from utils.device import Precision
+
+
+@dataclass
+class PairTask(Task):
+    """Each SAR image finds the optical image of its pair among those of the batch, and the reverse.
+
+    The objective compares every pair with every other one, so a batch cannot be cut into independent parts. Where it does not
+    fit into memory, features are made part by part without gradients, the objective's gradient with respect to them is taken
+    over the whole batch, and each part goes through the network once more to carry its share back (Gao et al. 2021, "Scaling
+    deep contrastive learning batch size under memory limited setup"). The update is that of the whole batch.
+
+    Attributes:
+        network: gives a `ReIDOutput` of images, modalities and sizes; its `logit_scale` is learned too.
+        objective: SAR features, optical features and the scale's logarithm -> loss, and logits (B / 2, B / 2).
+        update: steps the optimiser.
+        schedule: sets the learning rates of an epoch (1, 2, ...).
+        precision: in which the network computes.
+        device: where.
+        part: images that go through the network together; 0: the whole batch.
+        largest_logit_scale: bound of the learned temperature's logarithm, so that logits cannot grow without end.
+    """
+
+    network: nn.Module
+    objective: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    update: Update
+    schedule: Any
+    precision: Precision
+    device: torch.device
+    part: int = 0
+    largest_logit_scale: float = 4.6052  # log 100
+    name = "pre-train"
+    numbers = ("contrastive", "loss", "accuracy", "logit_scale")
+
+    def __post_init__(self):
+        self.parts = {"update": self.update}
+
+    def step(self, batch: Batch) -> Tensor:
+        """One update; returns the term, the total, the share of SAR images that find their pair, and the scale."""
+        batch, network = batch.to(self.device), distributed.unwrap(self.network)
+        if 0 < self.part < len(batch.images):
+            loss, logits = self._learn_in_parts(batch.split(self.part), network.logit_scale)
+        else:
+            loss, logits = self._learn(self._features(batch), network.logit_scale)
+        self.update.complete()
+        with torch.no_grad():
+            network.logit_scale.clamp_(0.0, self.largest_logit_scale)
+        accuracy = (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float().mean()
+        return torch.stack([loss.detach(), loss.detach(), accuracy, network.logit_scale.detach().exp()])
+
+    def begin(self, epoch: int) -> None:
+        """Set the learning rates."""
+        self.schedule.step(epoch)
+
+    def rate(self) -> float:
+        """Of the network's first parameters."""
+        return self.update.optimizers[0].param_groups[0]["lr"]
+
+    def _features(self, part: Batch) -> Tensor:
+        with self.precision.autocast():
+            feature = self.network(part.images, part.modalities, part.sizes).feature
+        return feature.float()
+
+    def _learn(self, features: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and logits of a batch's features (B, D), gradients taken."""
+        optical, sar = features.chunk(2)
+        loss, logits = self.objective(sar, optical, logit_scale)
+        self.update.backward(loss)
+        return loss, logits
+
+    def _learn_in_parts(self, parts: Sequence[Batch], logit_scale: Tensor) -> tuple[Tensor, Tensor]:
+        seeds = torch.randint(2**62, (len(parts),)).tolist()  # so that the second pass of a part drops the paths of the first
+        features = []
+        with torch.no_grad():
+            for part, seed in zip(parts, seeds, strict=True):
+                torch.manual_seed(seed)
+                features.append(self._features(part))
+        whole, scale = torch.cat(features).requires_grad_(), logit_scale.detach().requires_grad_()
+        loss, logits = self._learn(whole, scale)
+        shares = whole.grad.split(self.part)
+        for number, (part, seed, share) in enumerate(zip(parts, seeds, shares, strict=True), start=1):
+            torch.manual_seed(seed)
+            last = number == len(parts)
+            with self.update.passes(last=last):  # processes add up their gradients once, with the last part
+                carried = [(self._features(part), share)]
+                # They average what the last pass brings, so the scale's gradient has to come with it.
+                carried += [(logit_scale * 1.0, scale.grad)] if last else []
+                torch.autograd.backward(*zip(*carried, strict=True))
+        return loss, logits

@@ -1,0 +1,95 @@
+"""Re-identification as a task of the engine: identities, triplets and alignment of modalities, judged by the protocols."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets.records import Batch
+from processor.engine import Task
+from processor.ranking.evaluation import RATES, Evaluation, Score
+from processor.selection import Split, write_selection
+from processor.update import Update
+from utils.device import Precision
+from utils.log import MetricsWriter
+
+logger = logging.getLogger(__name__)
+
+BEST = {"best_model_mAP": ("mAP", "mAP"), "best_model_rank1": ("rank1", "R1")}
+"""File of best weights -> the metric as its record names it, and as scores do; of the ALL protocol, plain."""
+
+
+@dataclass
+class ReIDTask(Task):
+    """Each chip is told by its ship, and the best weights are those of the best mAP and of the best R1.
+
+    Attributes:
+        network: gives a `ReIDOutput` of images, modalities, sizes and labels.
+        criterion: gives `terms(feature, scores, labels, modalities)` and their `total`.
+        update: steps the optimisers.
+        schedule: sets the learning rates of an epoch (1, 2, ...).
+        precision: in which the network computes.
+        device: where.
+        test: scores the protocols with the weights of now.
+        split: what the protocols are of, and so what the best weights are chosen on.
+        evaluations: the last scores.
+    """
+
+    network: nn.Module
+    criterion: nn.Module
+    update: Update
+    schedule: Any
+    precision: Precision
+    device: torch.device
+    test: Callable[[], Mapping[str, Evaluation]]
+    split: Split
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    name = "train"
+
+    def __post_init__(self):
+        self.numbers = (*self.criterion.weights, "loss", "accuracy")
+        self.parts = {"criterion": self.criterion, "update": self.update}
+
+    def step(self, batch: Batch) -> Tensor:
+        """One update; returns the terms of the objective, their weighted total and the share of ships that were told right."""
+        batch = batch.to(self.device)
+        with self.precision.autocast():
+            output = self.network(batch.images, batch.modalities, batch.sizes, batch.labels)
+        terms = self.criterion(output.feature, output.scores, batch.labels, batch.modalities)
+        total = self.criterion.total(terms)
+        self.update(total)
+        accuracy = (output.scores.argmax(1) == batch.labels).float().mean()
+        return torch.stack([*(terms[name].detach() for name in self.criterion.weights), total.detach(), accuracy])
+
+    def begin(self, epoch: int) -> None:
+        """Set the learning rates."""
+        self.schedule.step(epoch)
+
+    def rate(self) -> float:
+        """Of the network's first parameters."""
+        return self.update.optimizers[0].param_groups[0]["lr"]
+
+    def evaluate(self, epoch: int, metrics: MetricsWriter) -> dict[str, float]:
+        """Score the protocols; the ALL protocol chooses the best weights."""
+        self.evaluations = self.test()
+        for protocol, evaluation in self.evaluations.items():
+            score = evaluation.plain
+            rates = {rate: getattr(score, rate) for rate in RATES}
+            intervals = {f"{rate}_interval": getattr(score, f"{rate}_interval").ends for rate in RATES}
+            metrics.write(kind=self.split.name, epoch=epoch, protocol=protocol, **rates, **intervals)
+        scores = {protocol: evaluation.plain for protocol, evaluation in self.evaluations.items()}
+        told = (f"{protocol} {_told(score, 'mAP')} {_told(score, 'R1')}" for protocol, score in scores.items())
+        logger.info("epoch %d: %s", epoch, ", ".join(told))
+        return {file: getattr(scores["ALL"], rate) for file, (_, rate) in BEST.items()}
+
+    def describe_best(self, path: Path, *, epoch: int, figure: float) -> None:
+        """Write on which split the weights were chosen (`processor.selection`)."""
+        write_selection(path, epoch=epoch, metric=BEST[path.stem][0], score=figure, split=self.split)
+
+
+def _told(score: Score, rate: str) -> str:
+    return f"{rate} {100 * getattr(score, rate):.1f} ({getattr(score, f'{rate}_interval').percent()})"
