@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
 import train
 from processor.reid import ReIDTask
 from utils import distributed
@@ -28,7 +30,8 @@ def record() -> None:
 
     def noted_build(*arguments):
         task = build_task(*arguments)
-        write("start", {"sum": summed(task)})
+        mean = distributed.mean(torch.tensor([1.0 + distributed.rank()])).tolist()
+        write("start", {"sum": summed(task), "mean": mean})
         return task
 
     def noted_fit(task, *arguments, **more):

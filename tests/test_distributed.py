@@ -68,6 +68,10 @@ def test_both_processes_evaluate_the_statistics_that_are_written(done):
     assert first == second
 
 
+def test_what_is_averaged_is_a_mean(done):
+    assert [note["mean"] for note in done[2]["start"]] == [[1.5], [1.5]]
+
+
 def test_the_loss_falls(done):
     lines = [json.loads(line) for line in (done[0] / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["kind"] == "epoch"]
