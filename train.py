@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from configs.command import Command, config_parser, open_command
+from configs.command import config_parser, open_command
 from datasets.catalogue import HossData
 from datasets.loaders import build_test_loader, build_train_loader
 from datasets.validation import build_training_data
 from loss.criterion import build_criterion
 from model.build import build_model
 from model.pretrained import build_start
-from processor.engine import build_plan, fit
+from processor.engine import build_training_plan, fit
 from processor.features import extract_features
 from processor.ranking.evaluation import Evaluation, build_ranking, evaluate, results_table
 from processor.reid import ReIDTask
@@ -28,7 +28,7 @@ from utils.seed import seed_everything
 logger = logging.getLogger("train")
 
 
-def build_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
+def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
     """Model, objective, optimisers and schedule at their start."""
     model = build_model(cfg, data.num_identities)
     if not cfg.SOLVER.RESUME:
@@ -63,27 +63,22 @@ def build_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
     )
 
 
-def train(command: Command) -> None:
-    """Train, evaluate and write checkpoints as the configuration says."""
-    cfg, device = command.cfg, command.device
-    seed_everything(cfg.SOLVER.SEED, distributed.rank())
-    data = build_training_data(cfg)
-    logger.info("%s", data.summary())
-    share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
-    loader, task = build_train_loader(cfg, data, **share), build_task(cfg, data, device)
-    command.record()
-    plan = build_plan(cfg, command.folder, cfg.MODEL.NAME, split=vars(task.split))
-    fit(task, loader, plan, resume=build_resumed(cfg))
-    if task.evaluations:
-        logger.info("figures of the %s split:\n%s", task.split.name, results_table(task.evaluations))
-
-
 def main(arguments: Sequence[str]) -> None:
     """Read the call and train."""
     example = "python train.py --config_file configs/hoss_transoss.yml DATASETS.ROOT_DIR data SOLVER.SEED 1"
     parser = config_parser("train.py", "Train a re-identification model on a data set in HOSS layout.", example)
     with open_command(parser, arguments, log="train_log.txt") as command:
-        train(command)
+        cfg, device = command.cfg, command.device
+        seed_everything(cfg.SOLVER.SEED, distributed.rank())
+        data = build_training_data(cfg)
+        logger.info("%s", data.summary())
+        share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
+        loader, task = build_train_loader(cfg, data, **share), build_reid_task(cfg, data, device)
+        command.record()
+        plan = build_training_plan(cfg, command.folder, cfg.MODEL.NAME, split=vars(task.split))
+        fit(task, loader, plan, resume=build_resumed(cfg))
+        if task.evaluations:
+            logger.info("figures of the %s split:\n%s", task.split.name, results_table(task.evaluations))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from configs.command import Command, config_parser, open_command
+from configs.command import config_parser, open_command
 from datasets.loaders import build_pair_loader
 from datasets.pairs import Pair, read_optisar_pairs, read_registered_pairs
 from loss.terms import pair_loss
 from model.build import build_model
 from model.pretrained import build_start
-from processor.engine import build_plan, fit
+from processor.engine import build_training_plan, fit
 from processor.pairs import PairTask
 from processor.update import Update
 from solver.optimizer import build_optimizer
@@ -32,7 +32,7 @@ def build_pairs(cfg) -> tuple[Pair, ...]:
     return read_optisar_pairs(root) if (root / "OptiSar_Pair").is_dir() else read_registered_pairs(root).train
 
 
-def build_task(cfg, device: torch.device) -> PairTask:
+def build_pair_task(cfg, device: torch.device) -> PairTask:
     """Model, objective, optimiser and schedule at their start."""
     if not cfg.MODEL.PAIR:
         raise UsageError("MODEL.PAIR is False; train_pair.py pre-trains on pairs, so set it True (or use train.py)")
@@ -52,25 +52,20 @@ def build_task(cfg, device: torch.device) -> PairTask:
     )
 
 
-def train(command: Command) -> None:
-    """Pre-train and write checkpoints as the configuration says."""
-    cfg, device = command.cfg, command.device
-    seed_everything(cfg.SOLVER.SEED, distributed.rank())
-    task, pairs = build_task(cfg, device), build_pairs(cfg)
-    logger.info("%d pairs of %d places", len(pairs), len({pair.place for pair in pairs}))
-    share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
-    loader = build_pair_loader(cfg, pairs, **share)
-    command.record()
-    fit(task, loader, build_plan(cfg, command.folder, cfg.MODEL.NAME), resume=cfg.SOLVER.RESUME)
-
-
 def main(arguments: Sequence[str]) -> None:
     """Read the call and pre-train."""
     example = "python train_pair.py --config_file configs/pretrain_transoss.yml DATASETS.ROOT_DIR data"
     description = "Pre-train the network contrastively on optical-SAR pairs; its output is what train.py starts from."
     parser = config_parser("train_pair.py", description, example)
     with open_command(parser, arguments, log="train_log.txt") as command:
-        train(command)
+        cfg, device = command.cfg, command.device
+        seed_everything(cfg.SOLVER.SEED, distributed.rank())
+        task, pairs = build_pair_task(cfg, device), build_pairs(cfg)
+        logger.info("%d pairs of %d places", len(pairs), len({pair.place for pair in pairs}))
+        share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
+        loader = build_pair_loader(cfg, pairs, **share)
+        command.record()
+        fit(task, loader, build_training_plan(cfg, command.folder, cfg.MODEL.NAME), resume=cfg.SOLVER.RESUME)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from bbdm.averaging import build_average, update_average
 from bbdm.data import build_pairs, build_train_loader, build_validation_loader, layout_of, to_picture
 from bbdm.model import BridgeModel, SamplerSettings, build_model
 from bbdm.noise import sample_seed, seeded_normal
-from configs.command import Command, config_parser, open_command
+from configs.command import config_parser, open_command
 from datasets.pairs import PairLists
 from datasets.records import Batch
-from processor.engine import Task, build_plan, fit
+from processor.engine import Task, build_training_plan, fit
 from processor.update import Update
 from utils import cli, distributed
 from utils.device import build_precision
@@ -156,7 +156,7 @@ def write_grid(path: Path, model: BridgeModel, batch: Batch, *, seed: int) -> No
         Image.fromarray(np.concatenate(list(rows))).save(temporary)
 
 
-def build_schedule(cfg, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
+def build_plateau(cfg, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
     """The schedule of BBDM.PLATEAU_*."""
     return ReduceLROnPlateau(
         optimizer,
@@ -175,7 +175,7 @@ def build_update(cfg, network: nn.Module, scaler: torch.amp.GradScaler, device: 
     return Update(network, [optimizer], scaler, **steps)
 
 
-def build_task(cfg, pairs: PairLists, folder: Path, device: torch.device) -> BridgeTask:
+def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device) -> BridgeTask:
     """Model, average, Adam and plateau schedule at their start, which BBDM.PRETRAINED may give."""
     sharing = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     precision = build_precision(cfg, device)
@@ -189,7 +189,7 @@ def build_task(cfg, pairs: PairLists, folder: Path, device: torch.device) -> Bri
         model=model,
         average=average,
         update=update,
-        schedule=build_schedule(cfg, update.optimizers[0]),
+        schedule=build_plateau(cfg, update.optimizers[0]),
         device=device,
         loss=cfg.BBDM.LOSS,
         average_period=cfg.BBDM.EMA_PERIOD,
@@ -202,19 +202,6 @@ def build_task(cfg, pairs: PairLists, folder: Path, device: torch.device) -> Bri
     )
 
 
-def train(command: Command) -> None:
-    """Train as the configuration says; checkpoints, metrics and grids go to OUTPUT_DIR."""
-    cfg, device = command.cfg, command.device
-    pairs = build_pairs(cfg)
-    logger.info("%d training pairs, %d held out; %s", len(pairs.train), len(pairs.validation), device)
-    sharing = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    loader = build_train_loader(cfg, pairs.train, device_type=device.type, **sharing)
-    seed_everything(cfg.SOLVER.SEED)  # the same start weights in every process
-    task = build_task(cfg, pairs, command.folder, device)
-    command.record()
-    fit(task, loader, build_plan(cfg, command.folder, "bridge"), resume=cfg.SOLVER.RESUME)
-
-
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and train."""
     parser = config_parser(
@@ -223,7 +210,15 @@ def main(arguments: Sequence[str]) -> None:
         "python -m bbdm.train --config_file configs/bbdm_hoss.yml BBDM.PRETRAINED logs/bbdm_qxs/bridge_100.pth",
     )
     with open_command(parser, arguments, log="train_log.txt") as command:
-        train(command)
+        cfg, device = command.cfg, command.device
+        pairs = build_pairs(cfg)
+        logger.info("%d training pairs, %d held out; %s", len(pairs.train), len(pairs.validation), device)
+        sharing = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        loader = build_train_loader(cfg, pairs.train, device_type=device.type, **sharing)
+        seed_everything(cfg.SOLVER.SEED)  # the same start weights in every process
+        task = build_bridge_task(cfg, pairs, command.folder, device)
+        command.record()
+        fit(task, loader, build_training_plan(cfg, command.folder, "bridge"), resume=cfg.SOLVER.RESUME)
 
 
 if __name__ == "__main__":

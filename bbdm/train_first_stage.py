@@ -16,10 +16,10 @@ from torch import Tensor
 from bbdm.data import build_pairs, build_train_loader, build_validation_loader, layout_of
 from bbdm.first_stage import FirstStage
 from bbdm.model import build_empty_first_stage
-from configs.command import Command, config_parser, open_command
+from configs.command import config_parser, open_command
 from datasets.pairs import PairLists
 from datasets.records import Batch
-from processor.engine import Task, build_plan, fit
+from processor.engine import Task, build_training_plan, fit
 from processor.update import Update
 from utils import cli
 from utils.device import Precision, build_precision
@@ -119,23 +119,12 @@ def revive_codes(stage: FirstStage, used: Tensor, latent: Tensor) -> None:
     stage.quantize.embedding.weight[dead] = pixels[torch.randint(len(pixels), (len(dead),), device=pixels.device)]
 
 
-def build_task(cfg, pairs: PairLists, device: torch.device) -> FirstStageTask:
+def build_first_stage_task(cfg, pairs: PairLists, device: torch.device) -> FirstStageTask:
     """The first stage of BBDM.FIRST_STAGE_* and Adam, at their start."""
     stage, precision = build_empty_first_stage(cfg).to(device), build_precision(cfg, device)
     optimizer = torch.optim.Adam(stage.parameters(), lr=cfg.SOLVER.BASE_LR, betas=(0.5, 0.9), fused=device.type == "cuda")
     held_out = pairs.validation and build_validation_loader(cfg, pairs.validation, device_type=device.type)
     return FirstStageTask(stage, Update(stage, [optimizer], precision.scaler()), precision, device, held_out or None)
-
-
-def train(command: Command) -> None:
-    """Train as the configuration says; `first_stage_<epoch>.pth` goes to OUTPUT_DIR."""
-    cfg, device = command.cfg, command.device
-    seed_everything(cfg.SOLVER.SEED)
-    pairs = build_pairs(cfg)
-    task, loader = build_task(cfg, pairs, device), build_train_loader(cfg, pairs.train, device_type=device.type)
-    command.record()
-    fit(task, loader, build_plan(cfg, command.folder, "first_stage"), resume=cfg.SOLVER.RESUME)
-    logger.info("set BBDM.FIRST_STAGE %s", command.folder / f"first_stage_{cfg.SOLVER.MAX_EPOCHS}.pth")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -146,7 +135,13 @@ def main(arguments: Sequence[str]) -> None:
         "python -m bbdm.train_first_stage --config_file configs/bbdm_qxs.yml BBDM.FIRST_STAGE_WIDTH 64 OUTPUT_DIR out",
     )
     with open_command(parser, arguments, log="train_log.txt") as command:
-        train(command)
+        cfg, device = command.cfg, command.device
+        seed_everything(cfg.SOLVER.SEED)
+        pairs = build_pairs(cfg)
+        task, loader = build_first_stage_task(cfg, pairs, device), build_train_loader(cfg, pairs.train, device_type=device.type)
+        command.record()
+        fit(task, loader, build_training_plan(cfg, command.folder, "first_stage"), resume=cfg.SOLVER.RESUME)
+        logger.info("set BBDM.FIRST_STAGE %s", command.folder / f"first_stage_{cfg.SOLVER.MAX_EPOCHS}.pth")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Task(ABC):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How long a training goes and what it leaves behind.
 
     Attributes:
@@ -96,9 +96,9 @@ class Plan:
     origin: Mapping[str, Any]
 
 
-def build_plan(cfg, folder: Path, name: str, **origin: Any) -> Plan:
+def build_training_plan(cfg, folder: Path, name: str, **origin: Any) -> TrainingPlan:
     """The plan of SOLVER.*; `origin` is kept in last.pth beside the configuration."""
-    return Plan(
+    return TrainingPlan(
         folder=folder,
         name=name,
         epochs=cfg.SOLVER.MAX_EPOCHS,
@@ -110,7 +110,7 @@ def build_plan(cfg, folder: Path, name: str, **origin: Any) -> Plan:
     )
 
 
-def fit(task: Task, loader, plan: Plan, *, resume: str | Path = "") -> None:
+def fit(task: Task, loader, plan: TrainingPlan, *, resume: str | Path = "") -> None:
     """Train until the last epoch; evaluate and write checkpoints on the way. Call it on every process.
 
     Args:
@@ -142,7 +142,7 @@ def fit(task: Task, loader, plan: Plan, *, resume: str | Path = "") -> None:
     logger.info("%d epochs are done; see %s", plan.epochs, plan.folder)
 
 
-def train_one_epoch(task: Task, loader, plan: Plan, epoch: int, metrics: MetricsWriter, bar: tqdm) -> dict[str, float]:
+def train_one_epoch(task: Task, loader, plan: TrainingPlan, epoch: int, metrics: MetricsWriter, bar: tqdm) -> dict[str, float]:
     """Learn from every batch of `loader` once; returns the mean of each number over the epoch's batches and processes."""
     loader.batch_sampler.set_epoch(epoch)
     task.begin(epoch)
@@ -201,7 +201,7 @@ def _usage(device: torch.device) -> dict[str, float]:
     return {"memory_mb": torch.cuda.max_memory_allocated(device) / 2**20} if device.type == "cuda" else {}
 
 
-def keep_best(task: Task, plan: Plan, epoch: int, figures: Mapping[str, float], best: dict[str, float]) -> None:
+def keep_best(task: Task, plan: TrainingPlan, epoch: int, figures: Mapping[str, float], best: dict[str, float]) -> None:
     """Write the weights whose figure is the best so far, and raise `best`."""
     for name, figure in figures.items():
         if figure > best.get(name, -math.inf):
@@ -212,7 +212,7 @@ def keep_best(task: Task, plan: Plan, epoch: int, figures: Mapping[str, float], 
                 task.describe_best(path, epoch=epoch, figure=figure)
 
 
-def keep_state(task: Task, plan: Plan, epoch: int, best: Mapping[str, float]) -> None:
+def keep_state(task: Task, plan: TrainingPlan, epoch: int, best: Mapping[str, float]) -> None:
     """Write the weights of an epoch, and last.pth to go on from."""
     parts = {name: part.state_dict() for name, part in task.parts.items()}  # on every process: some are gathered
     if distributed.is_main():

@@ -11,7 +11,7 @@ from configs.command import config_parser, open_command
 from datasets.loaders import build_train_loader
 from datasets.records import Batch
 from datasets.validation import build_training_data
-from processor.engine import Task, build_plan, fit
+from processor.engine import Task, build_training_plan, fit
 from processor.update import Update
 from utils import distributed
 from utils.seed import seed_everything
@@ -59,4 +59,4 @@ def main(arguments: Sequence[str]) -> None:
         loader = build_train_loader(command.cfg, build_training_data(command.cfg), **share)
         task = build_task(command.cfg, command.device)
         command.record()
-        fit(task, loader, build_plan(command.cfg, command.folder, "autoencoder"), resume=command.cfg.SOLVER.RESUME)
+        fit(task, loader, build_training_plan(command.cfg, command.folder, "autoencoder"), resume=command.cfg.SOLVER.RESUME)

@@ -17,7 +17,7 @@ from utils.cli import run
 
 def record() -> None:
     """Make `train` note the images of each step, and at the end a sum over all that was learned, in a file for each rank."""
-    step, build_task, fit = ReIDTask.step, train.build_task, train.fit
+    step, build_task, fit = ReIDTask.step, train.build_reid_task, train.fit
     images: list[list[int]] = []
 
     def noted_step(task, batch):
@@ -39,7 +39,7 @@ def record() -> None:
         buffers = sum(float(value.double().abs().sum()) for value in distributed.unwrap(task.network).buffers())
         write("end", {"sum": summed(task), "images": images, "buffers": buffers})
 
-    ReIDTask.step, train.build_task, train.fit = noted_step, noted_build, noted_fit
+    ReIDTask.step, train.build_reid_task, train.fit = noted_step, noted_build, noted_fit
 
 
 def write(name: str, content: dict) -> None:

@@ -28,8 +28,8 @@ SEE_A_CONFIGURATION = {"bbdm/evaluate.py: _read"}
 """Functions that are neither builders nor programs and see a cfg; for now."""
 
 TWICE = {
-    *("Trainer", "train_one_epoch", "validate", "build_trainer", "build_and_train", "train", "build_run", "build_pairs"),
-    *("build_train_loader", "build_model", "Split", "build_report", "verdict", "format_csv", "write_dataset"),
+    *("build_run", "build_pairs", "build_train_loader", "build_model", "Split", "build_report", "verdict", "format_csv"),
+    "write_dataset",
 }
 """Names that mean two things; for now."""
 

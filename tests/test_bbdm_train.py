@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bbdm.averaging import build_average
-from bbdm.train import BridgeTask, build_schedule, build_update, validate
+from bbdm.train import BridgeTask, build_plateau, build_update, validate
 from datasets.records import Batch
 from processor.update import Update
 from tests.commands import tiny_cfg
@@ -168,6 +168,6 @@ def test_optimiser_and_schedule_are_those_of_the_configuration():
     cfg = tiny_cfg(**changes, BBDM__ACCUMULATION=3, BBDM__CLIP_GRADIENT=0.7, SOLVER__BASE_LR=0.02)
     update = build_update(cfg, nn.Linear(1, 1), torch.amp.GradScaler(enabled=False), CPU)
     assert (update.accumulation, update.largest_norm, update.optimizers[0].param_groups[0]["lr"]) == (3, 0.7, 0.02)
-    schedule = build_schedule(cfg, update.optimizers[0])
+    schedule = build_plateau(cfg, update.optimizers[0])
     found = (schedule.factor, schedule.patience, schedule.cooldown, schedule.threshold, schedule.min_lrs)
     assert found == (0.3, 7, 5, 0.2, [1e-4])

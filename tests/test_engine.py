@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from datasets.records import Batch, Chip, Modality, Split
-from processor.engine import Plan, Task, build_plan, fit, restore
+from processor.engine import Task, TrainingPlan, build_training_plan, fit, restore
 from processor.update import Update
 from tests import autoencoder
 from tests.chip_files import write_hoss
@@ -93,10 +93,10 @@ def fall(figures=(), noise=0.0, lr=0.25, momentum=0.0, **steps) -> Fall:
     return Fall(network, update, list(figures), noise)
 
 
-def plan_of(folder: Path, **changes) -> Plan:
+def plan_of(folder: Path, **changes) -> TrainingPlan:
     periods = {"evaluation_period": 2, "checkpoint_period": 3, "log_period": 2}
     folder.mkdir(exist_ok=True)
-    plan = Plan(folder=folder, name="fall", epochs=5, **periods, seed=1, origin={"config": "A: 1\n"})
+    plan = TrainingPlan(folder=folder, name="fall", epochs=5, **periods, seed=1, origin={"config": "A: 1\n"})
     return replace(plan, **changes)
 
 
@@ -235,8 +235,8 @@ def test_a_file_that_holds_no_state_is_refused(tmp_path, state):
 def test_the_plan_is_that_of_the_configuration(tmp_path):
     keys = {"SOLVER__MAX_EPOCHS": 9, "SOLVER__EVAL_PERIOD": 3, "SOLVER__CHECKPOINT_PERIOD": 4, "SOLVER__LOG_PERIOD": 5}
     cfg = tiny_cfg(**keys, SOLVER__SEED=6)
-    plan = build_plan(cfg, tmp_path, "name", split={"name": "test"})
-    assert plan == Plan(tmp_path, "name", 9, 3, 4, 5, 6, {"config": cfg.dump(), "split": {"name": "test"}})
+    plan = build_training_plan(cfg, tmp_path, "name", split={"name": "test"})
+    assert plan == TrainingPlan(tmp_path, "name", 9, 3, 4, 5, 6, {"config": cfg.dump(), "split": {"name": "test"}})
 
 
 # The step of the optimisers
