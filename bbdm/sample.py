@@ -16,7 +16,7 @@ from bbdm.model import SamplerSettings, build_sampler_settings
 from configs.command import config_parser, open_command
 from datasets.catalogue import read_hoss
 from datasets.chips import read_header, read_optical
-from datasets.generated import SampleStore, SamplingRun, open_store
+from datasets.generated import SamplingRun, is_written, open_store, sample_of, write_sample
 from datasets.records import Chip, Modality, Split
 from datasets.transforms import resize
 from datasets.validation import build_validation_data
@@ -81,14 +81,14 @@ def build_run(cfg, settings: SamplerSettings, precision: Precision) -> SamplingR
     )
 
 
-def open_shared_store(folder: Path, run: SamplingRun, sources: Sequence[Chip], config: str) -> tuple[SampleStore, list[Job]]:
+def open_shared_store(folder: Path, run: SamplingRun, sources: Sequence[Chip], config: str) -> list[Job]:
     """Open the store on rank 0 and tell every process what is still to be made."""
     jobs: list[Job] = []
     if distributed.is_main():
-        store = open_store(folder, run, sources, config={"yaml": config})
+        open_store(folder, run, sources, config={"yaml": config})
         every = ((source, k) for source in sources for k in range(run.samples_per_image))
-        jobs = [(source, k) for source, k in every if not store.is_written(source, k)]
-    return SampleStore(folder, run), distributed.broadcast(jobs)
+        jobs = [(source, k) for source, k in every if not is_written(sample_of(source, k, folder, run))]
+    return distributed.broadcast(jobs)
 
 
 def build_and_sample(cfg, device: torch.device) -> None:
@@ -100,7 +100,8 @@ def build_and_sample(cfg, device: torch.device) -> None:
     sources = build_sources(cfg)
     model = build_sampling_model(cfg, device)
     folder = make_output_dir(cfg.OUTPUT_DIR)
-    store, jobs = open_shared_store(folder, build_run(cfg, settings, model.precision), sources, cfg.dump())
+    run = build_run(cfg, settings, model.precision)
+    jobs = open_shared_store(folder, run, sources, cfg.dump())
     total = len(sources) * cfg.BBDM.SAMPLE_NUM
     logger.info("%d optical chips, %d samples, %d of them already in %s", len(sources), total, total - len(jobs), folder)
     own = jobs[distributed.rank() :: distributed.world_size()]
@@ -114,7 +115,8 @@ def build_and_sample(cfg, device: torch.device) -> None:
     for (source, k), drawn in zip(
         own, draw(model, names, lambda job: read(own[job][0].path), settings, **drawing), strict=True
     ):
-        store.write(source, k, resize(to_picture(drawn), source.size[::-1], Image.Resampling.BICUBIC))
+        picture = resize(to_picture(drawn), source.size[::-1], Image.Resampling.BICUBIC)
+        write_sample(sample_of(source, k, folder, run), picture)
     distributed.barrier()
     logger.info("all samples are in %s", folder)
 

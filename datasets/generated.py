@@ -62,60 +62,42 @@ class SamplingRun:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class GeneratedSamples:
-    """What a reader gets.
-
-    Attributes:
-        samples: path of a source -> its K generated pictures in order of k; in the order in which the sources were given.
-        per_image: K; 0 if there are no sources.
-        run: of the manifest; None for a folder without one.
-    """
-
-    samples: dict[Path, tuple[Chip, ...]]
-    per_image: int
-    run: SamplingRun | None = None
-
-
-class SampleStore:
-    """A folder that samples are written into; see `open_store`."""
-
-    def __init__(self, folder: Path, run: SamplingRun):
-        self.folder = folder
-        self.run = run
-
-    def is_written(self, source: Chip, k: int) -> bool:
-        """Whether sample k of `source` is there, whole and of this run."""
-        try:
-            read_generated(_sample(source, self.folder / sample_name(source.path, k), self.run))
-        except DataError:
-            return False
-        return True
-
-    def write(self, source: Chip, k: int, picture: NDArray[np.uint8]) -> None:
-        """Write a picture (height, width, 3) uint8 of the source's own size, whole or not at all."""
-        if picture.shape != (*source.size[::-1], 3):
-            raise ValueError(f"a sample of {source.path.name} has the shape {picture.shape}, not its source's")
-        sample = _sample(source, self.folder / sample_name(source.path, k), self.run)
-        text = PngImagePlugin.PngInfo()
-        text.add_text(ORIGIN_KEY, sample.origin)
-        with replacing(sample.path) as temporary:
-            Image.fromarray(picture).save(temporary, pnginfo=text)
-
-
 def sample_name(source: Path | str, k: int) -> str:
     """File name of sample k of a source, k = 0..K-1."""
     return f"{Path(source).stem}_{k}.png"
 
 
+def sample_of(source: Chip, k: int, folder: Path, run: SamplingRun) -> Chip:
+    """The record of sample k that a run makes, or made, of `source`, which knows its size."""
+    return _sample(source, folder / sample_name(source.path, k), run)
+
+
 def _sample(source: Chip, path: Path, run: SamplingRun | None) -> Chip:
-    """The record of a generated picture; `source` knows its size."""
     origin = run and f"{run.digest} {path.name}"
     return Chip(path, source.ship, Modality.SAR, source.split, source.size, rendered=True, source=source, origin=origin)
 
 
-def open_store(folder: Path, run: SamplingRun, sources: Sequence[Chip], *, config: dict[str, Any]) -> SampleStore:
-    """Begin a store, or go on with one of the same run; its manifest then also holds `sources`.
+def is_written(sample: Chip) -> bool:
+    """Whether a sample is there, whole and of its run."""
+    try:
+        read_generated(sample)
+    except DataError:
+        return False
+    return True
+
+
+def write_sample(sample: Chip, picture: NDArray[np.uint8]) -> None:
+    """Write a picture (height, width, 3) uint8 of the source's own size, whole or not at all."""
+    if picture.shape != (*sample.size[::-1], 3):
+        raise ValueError(f"a sample of {sample.source.path.name} has the shape {picture.shape}, not its source's")
+    text = PngImagePlugin.PngInfo()
+    text.add_text(ORIGIN_KEY, sample.origin)
+    with replacing(sample.path) as temporary:
+        Image.fromarray(picture).save(temporary, pnginfo=text)
+
+
+def open_store(folder: Path, run: SamplingRun, sources: Sequence[Chip], *, config: dict[str, Any]) -> None:
+    """Begin a store for `write_sample`, or go on with one of the same run; its manifest then also holds `sources`.
 
     Args:
         folder: made where it is missing.
@@ -146,12 +128,11 @@ def open_store(folder: Path, run: SamplingRun, sources: Sequence[Chip], *, confi
         for name, (split, (width, height)) in sorted(known.items(), key=lambda item: (item[1][0], item[0]))
     ]
     write_json(folder / MANIFEST, {"version": VERSION, **asdict(run), "sources": entries, "config": config})
-    return SampleStore(folder, run)
 
 
 def read_samples(
     folder: str | Path, *, split: Split, sources: Sequence[Chip], elsewhere: Collection[Chip] | None = None
-) -> GeneratedSamples:
+) -> tuple[dict[Path, tuple[Chip, ...]], SamplingRun | None]:
     """Find the samples of a split's optical chips. No picture is opened: what is in it is checked when it is read.
 
     Three layouts are read: a store with its manifest; `<source stem>/output_<k>.png`, as BBDM writes; and a flat folder of
@@ -164,6 +145,10 @@ def read_samples(
         elsewhere: optical chips of all other splits, whose samples the folder may hold too; None lets a store hold any other
             split, and a folder without manifest none.
 
+    Returns:
+        Path of a source -> its K generated pictures in order of k, in the order in which the sources were given; the run of the
+        manifest, None for a folder without one.
+
     Raises:
         DataError: a missing, extra or duplicate sample; a source of another size than the manifest says. The message lists
             names.
@@ -174,10 +159,12 @@ def read_samples(
     _refuse_shared_names([source.path.name for source in sources], folder)
     if (folder / MANIFEST).is_file():
         return _read_store(folder, split, sources, elsewhere)
-    return _read_plain(folder, sources, elsewhere or ())
+    return _read_plain(folder, sources, elsewhere or ()), None
 
 
-def _read_store(folder: Path, split: Split, sources: Sequence[Chip], elsewhere: Collection[Chip] | None) -> GeneratedSamples:
+def _read_store(
+    folder: Path, split: Split, sources: Sequence[Chip], elsewhere: Collection[Chip] | None
+) -> tuple[dict[Path, tuple[Chip, ...]], SamplingRun]:
     run, entries, _ = _read_manifest(folder)
     names = {source.path.name for source in sources}
     own = {name: size for name, (entry_split, size) in entries.items() if entry_split == split}
@@ -199,11 +186,10 @@ def _read_store(folder: Path, split: Split, sources: Sequence[Chip], elsewhere: 
     missing = [path.name for chip in sized for path in paths[chip] if path.name not in present]
     if missing:
         raise DataError(f"{folder}: missing samples: {some(missing)}; make them again")
-    samples = {chip.path: tuple(_sample(chip, path, run) for path in paths[chip]) for chip in sized}
-    return GeneratedSamples(samples, per_image=run.samples_per_image if sized else 0, run=run)
+    return {chip.path: tuple(_sample(chip, path, run) for path in paths[chip]) for chip in sized}, run
 
 
-def _read_plain(folder: Path, sources: Sequence[Chip], elsewhere: Collection[Chip]) -> GeneratedSamples:
+def _read_plain(folder: Path, sources: Sequence[Chip], elsewhere: Collection[Chip]) -> dict[Path, tuple[Chip, ...]]:
     """Join a folder without manifest by stem."""
     stems = {source.path.stem for source in sources}
     others = {chip.path.stem for chip in elsewhere} - stems
@@ -223,10 +209,7 @@ def _read_plain(folder: Path, sources: Sequence[Chip], elsewhere: Collection[Chi
     lacking = [source.path.name for source in sources if set(found[source.path.stem]) != numbers]
     _refuse(folder, f"lacks some of the samples {', '.join(map(str, sorted(numbers)))} of", lacking)
     sized = [replace(source, size=source.size or read_header(source.path)[0]) for source in sources]
-    samples = {
-        chip.path: tuple(_sample(chip, path, None) for _, path in sorted(found[chip.path.stem].items())) for chip in sized
-    }
-    return GeneratedSamples(samples, per_image=len(numbers) if sources else 0)
+    return {chip.path: tuple(_sample(chip, path, None) for _, path in sorted(found[chip.path.stem].items())) for chip in sized}
 
 
 def _source_of(path: Path, folder: Path, stems: Collection[str]) -> tuple[str | None, int]:

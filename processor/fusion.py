@@ -98,10 +98,10 @@ def find_samples(images: Sequence[Chip], *, query_dir: str, gallery_dir: str, co
         if not folder:
             continue
         sources, others = ([chip for chip in optical if (chip.split == split) is own] for own in (True, False))
-        samples = read_samples(folder, split=split, sources=sources, elsewhere=others)
-        found |= samples.samples
-        counts[folder] = samples.per_image
-        steps += [samples.run.steps] if samples.run else []
+        samples, run = read_samples(folder, split=split, sources=sources, elsewhere=others)
+        found |= samples
+        counts[folder] = len(samples[sources[0].path])
+        steps += [run.steps] if run else []
     if len(set(counts.values())) > 1:
         told = " and ".join(f"{count} samples of an image in {folder}" for folder, count in counts.items())
         raise DataError(f"there are {told}; both sides need the same number")

@@ -191,10 +191,10 @@ def test_every_optical_chip_has_samples_of_its_own_size(data, sampled):
     images = read_hoss(data, train=False).images
     for split in (Split.QUERY, Split.GALLERY):
         sources = [chip for chip in images if chip.split is split and chip.modality is Modality.OPTICAL]
-        samples = read_samples(sampled, split=split, sources=sources)
-        assert samples.per_image == 2
+        samples, _ = read_samples(sampled, split=split, sources=sources)
+        assert {len(own) for own in samples.values()} == {2}
         for source in sources:
-            first, second = (read_chip(sample, render_percentile) for sample in samples.samples[source.path])
+            first, second = (read_chip(sample, render_percentile) for sample in samples[source.path])
             folder = source.path.parent.name
             assert first.shape == (*TEST_CHIPS[f"{folder}/{source.path.name}"][::-1], 3)
             assert not np.array_equal(first, second)

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from datasets import generated
 from datasets.chips import read_chip
-from datasets.generated import MANIFEST, SamplingRun, open_store, read_samples
+from datasets.generated import MANIFEST, SamplingRun, is_written, open_store, read_samples, sample_of, write_sample
 from datasets.records import Chip, Modality, Split
 from datasets.sar import render_percentile
 from utils.errors import DataError
@@ -46,37 +46,35 @@ def sources_of(chips, split):
 
 def fill(folder, chips, split, run=RUN):
     sources = sources_of(chips, split)
-    store = open_store(folder, run, sources, config={"SEED": 7})
+    open_store(folder, run, sources, config={"SEED": 7})
     for source in sources:
         for k in range(run.samples_per_image):
-            store.write(source, k, np.full((*source.size[::-1], 3), 10 * k, np.uint8))
-    return store
+            write_sample(sample_of(source, k, folder, run), np.full((*source.size[::-1], 3), 10 * k, np.uint8))
 
 
 def find(store, chips, split="query", **more):
-    return read_samples(store, split=Split(split), sources=chips, **more)
+    return read_samples(store, split=Split(split), sources=chips, **more)[0]
 
 
 def read(store, chips, split="query", **more):
     """The samples, every one of them read as the network's loader does."""
     samples = find(store, chips, split, **more)
-    for sample in (sample for own in samples.samples.values() for sample in own):
-        assert (sample.modality, sample.source.path in samples.samples) == (Modality.SAR, True)
+    for sample in (sample for own in samples.values() for sample in own):
+        assert (sample.modality, sample.source.path in samples) == (Modality.SAR, True)
         read_chip(sample, render_percentile)
     return samples
 
 
 def names(samples):
-    return {source.name: [sample.path.name for sample in own] for source, own in samples.samples.items()}
+    return {source.name: [sample.path.name for sample in own] for source, own in samples.items()}
 
 
 def test_samples_come_back_joined_to_their_source_by_name(store, chips):
     samples = read(store, [chips[1], chips[0]])
-    assert samples.per_image == 2
-    assert samples.run == RUN
-    assert list(samples.samples) == [chips[1].path, chips[0].path]
+    assert read_samples(store, split=Split.QUERY, sources=chips[:2])[1] == RUN
+    assert list(samples) == [chips[1].path, chips[0].path]
     assert names(samples)["0001_a_RGB.tif"] == ["0001_a_RGB_0.png", "0001_a_RGB_1.png"]
-    sample = samples.samples[chips[1].path][1]
+    sample = samples[chips[1].path][1]
     assert (sample.ship, sample.split, sample.size, sample.rendered) == (2, Split.QUERY, (9, 21), True)
     assert sample.source == replace(chips[1], size=(9, 21))
     picture = read_chip(sample, render_percentile)
@@ -102,14 +100,14 @@ def test_manifest_says_what_was_made(store):
 def test_one_store_serves_two_splits(store, chips):
     fill(store, chips[2:], "gallery")
     assert set(names(read(store, chips[2:], "gallery"))) == {"0003_c_RGB.tif"}
-    assert len(read(store, chips[:2], "query", elsewhere=chips[2:]).samples) == 2
+    assert len(read(store, chips[:2], "query", elsewhere=chips[2:])) == 2
     with pytest.raises(DataError, match=r"no split holds: 0003_c_RGB.tif"):
         read(store, chips[:2], "query", elsewhere=())
 
 
 def test_one_sample_a_chip_is_enough(tmp_path, chips):
     fill(tmp_path / "one", chips, "query", replace(RUN, samples_per_image=1))
-    assert read(tmp_path / "one", chips).per_image == 1
+    assert {len(own) for own in read(tmp_path / "one", chips).values()} == {1}
 
 
 def test_an_unfinished_store_goes_on_with_what_is_missing(store, chips):
@@ -117,8 +115,10 @@ def test_an_unfinished_store_goes_on_with_what_is_missing(store, chips):
     whole = (store / "0002_b_RGB_0.png").read_bytes()
     (store / "0002_b_RGB_0.png").write_bytes(whole[: len(whole) // 2])
     sources = sources_of(chips[:2], "query")
-    again = open_store(store, RUN, sources, config={})
-    missing = [(source.path.name, k) for source in sources for k in range(2) if not again.is_written(source, k)]
+    open_store(store, RUN, sources, config={})
+    missing = [
+        (source.path.name, k) for source in sources for k in range(2) if not is_written(sample_of(source, k, store, RUN))
+    ]
     assert missing == [("0001_a_RGB.tif", 1), ("0002_b_RGB.tif", 0)]
 
 
@@ -162,7 +162,7 @@ def resize_with_its_text(store):
 )
 def test_a_spoilt_sample_is_refused_by_name_when_it_is_read(store, chips, spoil, said):
     spoil(store)
-    samples = find(store, chips[:2]).samples
+    samples = find(store, chips[:2])
     read_chip(samples[chips[1].path][0], render_percentile)
     with pytest.raises(DataError, match=said):
         read_chip(samples[chips[1].path][1], render_percentile)
@@ -201,7 +201,7 @@ def test_chips_that_the_store_does_not_fit_are_refused(store, chips):
 
 
 def test_a_chip_that_has_another_size_than_its_samples_is_refused_when_it_is_read(store, chips):
-    source = find(store, chips[:2]).samples[chips[1].path][0].source
+    source = find(store, chips[:2])[chips[1].path][0].source
     assert read_chip(source, render_percentile).shape == (21, 9, 3)
     Image.new("RGB", (9, 22)).save(chips[1].path)
     with pytest.raises(DataError, match=r"0002_b_RGB\.tif has 9 x 22 pixels and should have 9 x 21: .*make them again"):
@@ -263,7 +263,7 @@ def test_a_store_does_not_mix_chips_of_one_stem(tmp_path, store, chips):
 def test_a_full_disk_leaves_what_was_written_whole(store, chips, monkeypatch):
     (store / "0002_b_RGB_1.png").unlink()
     sources = sources_of(chips[:2], "query")
-    opened = open_store(store, RUN, sources, config={})
+    open_store(store, RUN, sources, config={})
 
     def fail(self, path, **_):
         Path(path).write_bytes(b"half")
@@ -271,7 +271,7 @@ def test_a_full_disk_leaves_what_was_written_whole(store, chips, monkeypatch):
 
     monkeypatch.setattr(generated.Image.Image, "save", fail)
     with pytest.raises(OSError, match=r"No space left"):
-        opened.write(sources[1], 1, np.zeros((21, 9, 3), np.uint8))
+        write_sample(sample_of(sources[1], 1, store, RUN), np.zeros((21, 9, 3), np.uint8))
     monkeypatch.undo()
     assert sorted(path.name for path in store.iterdir()) == [
         "0001_a_RGB_0.png",
@@ -279,14 +279,14 @@ def test_a_full_disk_leaves_what_was_written_whole(store, chips, monkeypatch):
         "0002_b_RGB_0.png",
         MANIFEST,
     ]
-    opened.write(sources[1], 1, np.zeros((21, 9, 3), np.uint8))
-    assert read(store, chips[:2]).per_image == 2
+    write_sample(sample_of(sources[1], 1, store, RUN), np.zeros((21, 9, 3), np.uint8))
+    assert {len(own) for own in read(store, chips[:2]).values()} == {2}
 
 
 def test_a_picture_of_another_size_is_not_written(store, chips):
-    opened = open_store(store, RUN, sources_of(chips[:2], "query"), config={})
+    open_store(store, RUN, sources_of(chips[:2], "query"), config={})
     with pytest.raises(ValueError, match=r"not its source's"):
-        opened.write(sources_of(chips, "query")[0], 0, np.zeros((256, 256, 3), np.uint8))
+        write_sample(sample_of(sources_of(chips, "query")[0], 0, store, RUN), np.zeros((256, 256, 3), np.uint8))
 
 
 def write_layout(folder, names):
@@ -304,9 +304,9 @@ BBDM = [f"{name[:-4]}/output_{k}.png" for name in SIZES for k in (0, 1)]
 def test_folders_without_manifest_are_joined_by_stem(tmp_path, chips, names):
     folder = write_layout(tmp_path / "plain", names)
     samples = read(folder, chips)
-    assert samples.run is None
-    assert samples.per_image == len(names) // 3
-    for chip, own in zip(chips, samples.samples.values(), strict=True):
+    assert read_samples(folder, split=Split.QUERY, sources=chips)[1] is None
+    assert {len(own) for own in samples.values()} == {len(names) // 3}
+    for chip, own in zip(chips, samples.values(), strict=True):
         assert all(chip.path.stem in str(sample.path.relative_to(folder)) for sample in own)
         assert {sample.size for sample in own} == {SIZES[chip.path.name]}, "that of the source, not of the picture"
 
@@ -321,7 +321,7 @@ def test_a_folder_without_manifest_never_shifts(tmp_path, chips, names):
     folder = write_layout(tmp_path / "plain", names)
     with pytest.raises(DataError, match=r"no split holds: 0003_c_RGB"):
         read(folder, chips[:2])
-    assert len(read(folder, chips[:2], elsewhere=chips[2:]).samples) == 2
+    assert len(read(folder, chips[:2], elsewhere=chips[2:])) == 2
     (folder / names[0]).unlink()
     with pytest.raises(DataError, match=r"samples 0, 1 of: 0001_a_RGB.tif"):
         read(folder, chips)

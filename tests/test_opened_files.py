@@ -19,7 +19,7 @@ from bbdm.model import build_network
 from configs import load_cfg
 from datasets.catalogue import read_hoss
 from datasets.chips import read_header
-from datasets.generated import SamplingRun, open_store
+from datasets.generated import SamplingRun, open_store, sample_of, write_sample
 from datasets.records import Modality
 from model.build import build_model
 from tests.chip_files import write_hoss
@@ -63,12 +63,12 @@ def root(tmp_path_factory):
     chips = [chip for chip in read_hoss(root / "data", train=False).images if chip.modality is Modality.OPTICAL]
     sources = [replace(chip, size=read_header(chip.path)[0]) for chip in chips if chip.split == "query"]
     run = SamplingRun(samples_per_image=2, sampler="released", steps=5, eta=1.0, seed=1, weights_sha256="ab")
-    store = open_store(root / "store", run, sources, config={})
+    open_store(root / "store", run, sources, config={})
     (root / "plain").mkdir()
     for number, source in enumerate(sources):
         for k in range(2):
             picture = np.random.default_rng([number, k]).integers(0, 256, (*source.size[::-1], 3), dtype=np.uint8)
-            store.write(source, k, picture)
+            write_sample(sample_of(source, k, root / "store", run), picture)
             Image.fromarray(picture).save(root / "plain" / f"{source.path.stem}_{k}.png")
     return root
 
