@@ -113,9 +113,11 @@ def test_stochastic_depth_rises_linearly():
     assert rates == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1])
 
 
-@pytest.mark.parametrize(("size", "width", "heads"), [("base", 768, 12), ("small", 384, 6), ("tiny", 192, 3)])
-def test_sizes(size, width, heads):
-    assert SIZES[f"vit_{size}_patch16_224_TransOSS"] == {"embed_dim": width, "depth": 12, "num_heads": heads}
+@pytest.mark.parametrize(
+    ("size", "width", "depth", "heads"), [("base", 768, 12, 12), ("small", 384, 12, 6), ("tiny", 192, 12, 3), ("mini", 192, 6, 3)]
+)
+def test_sizes(size, width, depth, heads):
+    assert SIZES[f"vit_{size}_patch16_224_TransOSS"] == {"embed_dim": width, "depth": depth, "num_heads": heads}
     if size != "base":  # its forward is a golden vector
         model = build_model(tiny_cfg(MODEL__TRANSFORMER_TYPE=f"vit_{size}_patch16_224_TransOSS"), 5).eval()
         output = model(**pictures(2, size=(32, 32)))
@@ -279,6 +281,9 @@ def test_a_configuration_reaches_the_network():
         base.mie_embed.zero_()
         torch.testing.assert_close(tokens[:, 0] - base.embed(**batch)[:, 0], tokens[:, 1] - base.embed(**batch)[:, 1])
     assert base.patch_embed.proj.stride == base.patch_embed_SAR.proj.stride == (8, 16)
+    for key, name in (("MODEL__MIE", "mie_embed"), ("MODEL__SSE", "wh_embed")):
+        assert getattr(base, name) is not None
+        assert getattr(build_model(tiny_cfg(**{key: False})).base, name) is None
 
 
 def test_what_dropout_does_reaches_the_features_in_training_alone():
