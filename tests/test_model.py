@@ -114,7 +114,8 @@ def test_stochastic_depth_rises_linearly():
 
 
 @pytest.mark.parametrize(
-    ("size", "width", "depth", "heads"), [("base", 768, 12, 12), ("small", 384, 12, 6), ("tiny", 192, 12, 3), ("mini", 192, 6, 3)]
+    ("size", "width", "depth", "heads"),
+    [("base", 768, 12, 12), ("small", 384, 12, 6), ("tiny", 192, 12, 3), ("mini", 192, 6, 3)],
 )
 def test_sizes(size, width, depth, heads):
     assert SIZES[f"vit_{size}_patch16_224_TransOSS"] == {"embed_dim": width, "depth": depth, "num_heads": heads}
