@@ -27,10 +27,7 @@ PROGRAMS = {"bbdm/train.py", "bbdm/sample.py"}
 SEE_A_CONFIGURATION = {"bbdm/evaluate.py: _read"}
 """Functions that are neither builders nor programs and see a cfg; for now."""
 
-TWICE = {
-    *("build_run", "build_pairs", "build_train_loader", "build_model", "Split", "build_report", "verdict", "format_csv"),
-    "write_dataset",
-}
+TWICE = {"build_pairs", "build_train_loader", "build_model", "Split", "build_report", "verdict", "format_csv"}
 """Names that mean two things; for now."""
 
 LONG = {

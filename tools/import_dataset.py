@@ -71,7 +71,7 @@ def _free_name(chip: Chip, taken: set[str]) -> str:
     return stem + chip.path.suffix.lower()
 
 
-def write_dataset(output: Path, files: Mapping[Path, Chip], table: ChipTable, *, way: str) -> None:
+def write_parts(output: Path, files: Mapping[Path, Chip], table: ChipTable, *, way: str) -> None:
     """Write `files` to `output`, which appears when all is written or not at all.
 
     Args:
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str]) -> None:
     task = read_task(args.task, listed) if args.task else None
     parts = split_chips(listed, validation=args.validation, test=test, seed=args.seed, task=task)
     files = plan_files(parts)
-    write_dataset(args.output.absolute(), files, listed, way=args.files)
+    write_parts(args.output.absolute(), files, listed, way=args.files)
     print(table(["part", "ships", "images", "optical", "SAR", "distractors"], list(summary_rows(parts))))
     left_out = len(listed.chips) - len({chip.path for chip in files.values()})
     print(f"{args.output} holds the data set; {left_out} image(s) of the table are in no part")
