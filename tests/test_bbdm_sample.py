@@ -54,7 +54,9 @@ def test_optical_chips_of_the_named_splits_are_sources_with_their_size(cfg_of):
 def test_splits_without_a_source_are_refused(cfg_of, tmp_path):
     with pytest.raises(UsageError, match=r"set DATASETS\.VAL_FRACTION"):
         sample.build_sources(cfg_of(SPLITS=["query", "validation/query"]))
-    lone = load_cfg(None, ["DATASETS.ROOT_DIR", str(write_hoss(tmp_path, test_ships=1)), "BBDM.SPLITS", "['O2S/query']"])
+    words = ["DATASETS.ROOT_DIR", str(write_hoss(tmp_path, train_ships=0, test_ships=1)), "BBDM.SPLITS"]
+    assert len(sample.build_sources(load_cfg(None, [*words, "['query']"]))) == 1, "no training chip is needed"
+    lone = load_cfg(None, [*words, "['O2S/query']"])
     with pytest.raises(DataError, match="holds no optical chip in O2S/query"):
         sample.build_sources(lone)
 
