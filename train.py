@@ -13,7 +13,7 @@ from loss.criterion import build_criterion
 from model.build import build_model
 from model.pretrained import build_start
 from processor.engine import build_training_plan, fit
-from processor.features import extract_features
+from processor.extraction import extract_features
 from processor.ranking.evaluation import Evaluation, build_ranking, evaluate, results_table
 from processor.reid import ReIDTask
 from processor.selection import build_resumed, build_split

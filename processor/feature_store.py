@@ -12,7 +12,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from utils.log import describe_environment
 
 logger = logging.getLogger(__name__)
 
-CODE = ("model/*.py", "datasets/*.py", "processor/features.py")
+CODE = ("model/*.py", "datasets/*.py", "processor/extraction.py")
 """The files of this program that decide what a feature is."""
 
 NOT_OF_FEATURES = {
@@ -63,82 +62,56 @@ def sample_contents(samples: Sequence[Chip], source_hashes: Sequence[str]) -> li
     return [f"{digest} of {source}" for digest, source in zip(hashes, source_hashes, strict=True)]
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features of a set of images.
-
-    Attributes:
-        values: (I, D) float32 on the CPU, not normalised.
-        seconds: that extracting them took, now or when they were stored.
-        reused: whether they come from the store.
-    """
-
-    values: Tensor
-    seconds: float
-    reused: bool
-
-
-@dataclass(frozen=True)
-class FeatureStore:
-    """Where features are kept.
-
-    Attributes:
-        folder: None keeps nothing.
-        origin: all that decides features beside the images; values of JSON.
-    """
-
-    folder: Path | None
-    origin: Mapping[str, Any]
-
-    def get(self, contents: Sequence[str], extract: Callable[[], Tensor]) -> Features:
-        """The features of images: those in the store, or else what `extract` gives, which is then kept. All ranks call it.
-
-        Args:
-            contents: (I,) what decides each picture, in order (`chip_contents`, `sample_contents`).
-            extract: gives (I, D) features of these images, on every rank.
-        """
-        path = self._path(contents)
-        if path is not None:
-            found = distributed.broadcast(_read(path, len(contents)) if distributed.is_main() else None)
-            if found is not None:
-                logger.info("features of %d images come from %s", len(contents), path)
-                return found
-        start = time.perf_counter()
-        values = extract()
-        seconds = time.perf_counter() - start
-        if path is not None and distributed.is_main():
-            save(path, {"key": path.stem, "features": values, "sha256": _hash_tensor(values), "seconds": seconds})
-        distributed.barrier()
-        return Features(values, seconds, reused=False)
-
-    def _path(self, contents: Sequence[str]) -> Path | None:
-        if self.folder is None:
-            return None
-        key = hash_text([json.dumps(dict(self.origin), sort_keys=True), *contents])
-        return self.folder / f"{key}.pth"
-
-
-def build_feature_store(cfg, *, weights_sha256: str, device: torch.device) -> FeatureStore:
-    """The store of TEST.FEATURE_STORE for features that the weights give under this configuration."""
+def build_origin(cfg, *, weights_sha256: str, device: torch.device) -> dict[str, Any]:
+    """All that decides features beside the images, as values of JSON."""
     environment = describe_environment(seed=cfg.SOLVER.SEED, device=device)
     root = Path(__file__).parent.parent
     code = sorted(path for pattern in CODE for path in root.glob(pattern))
     keys = {f"{section}.{name}": value for section in ("MODEL", "INPUT", "TEST") for name, value in cfg[section].items()}
-    origin = {
+    return {
         "weights": weights_sha256,
         "settings": {key: value for key, value in keys.items() if key not in NOT_OF_FEATURES},
         "code": hash_text(sha256(path) for path in code),
         "packages": environment["packages"],
         "device": environment["device_name"],
     }
-    return FeatureStore(Path(cfg.TEST.FEATURE_STORE) if cfg.TEST.FEATURE_STORE else None, origin)
+
+
+def stored(
+    folder: Path | None, origin: Mapping[str, Any], contents: Sequence[str], extract: Callable[[], Tensor]
+) -> tuple[Tensor, float]:
+    """The features of images: those in the store, or else what `extract` gives, which is then kept. All ranks call it.
+
+    Args:
+        folder: of the store; None keeps nothing, and `contents` are not looked at.
+        origin: from `build_origin`.
+        contents: (I,) what decides each picture, in order (`chip_contents`, `sample_contents`).
+        extract: gives (I, D) features of these images, on every rank.
+
+    Returns:
+        (I, D) float32 on the CPU, not normalised, and the seconds that extracting them took, now or when they were stored.
+    """
+    path = None
+    if folder is not None:
+        path = folder / f"{hash_text([json.dumps(dict(origin), sort_keys=True), *contents])}.pth"
+        found = distributed.broadcast(_read(path, len(contents)) if distributed.is_main() else None)
+        if found is not None:
+            logger.info("features of %d images come from %s", len(contents), path)
+            return found
+    start = time.perf_counter()
+    values = extract()
+    seconds = time.perf_counter() - start
+    if path is not None and distributed.is_main():
+        save(path, {"key": path.stem, "features": values, "sha256": _hash_tensor(values), "seconds": seconds})
+    distributed.barrier()
+    return values, seconds
 
 
 def _hash_tensor(values: Tensor) -> str:
     return hashlib.sha256(values.contiguous().numpy()).hexdigest()
 
 
-def _read(path: Path, count: int) -> Features | None:
+def _read(path: Path, count: int) -> tuple[Tensor, float] | None:
     """The entry, if it is there, whole, and what its name says."""
     if not path.is_file():
         return None
@@ -146,7 +119,7 @@ def _read(path: Path, count: int) -> Features | None:
         entry = load(path)
         values = entry["features"]
         if entry["key"] == path.stem and len(values) == count and entry["sha256"] == _hash_tensor(values):
-            return Features(values, float(entry["seconds"]), reused=True)
+            return values, float(entry["seconds"])
         reason = "it is not what its name says"
     except (CheckpointError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = str(error) or type(error).__name__

@@ -62,14 +62,21 @@ class SampleSet:
         sources: (S,) indices of the images with samples.
         chips: (S,) of K generated pictures each, in order of k.
         per_image: K.
-        steps: network calls of a sample: of one run, or of that of each side where they differ; empty where no manifest tells.
+        steps: network calls of a sample: one number, or those of each run where they differ; None for a folder whose manifest
+            does not tell.
     """
 
     images: tuple[Chip, ...]
     sources: tuple[int, ...]
     chips: tuple[tuple[Chip, ...], ...]
     per_image: int
-    steps: tuple[int, ...] = ()
+    steps: tuple[int | None, ...] = ()
+
+
+def build_samples(cfg, images: Sequence[Chip]) -> SampleSet | None:
+    """The samples of DATASETS.*_ADD_DIR, the first TEST.FUSION_SAMPLES of each image."""
+    folders = {"query_dir": cfg.DATASETS.QUERY_ADD_DIR, "gallery_dir": cfg.DATASETS.GALLERY_ADD_DIR}
+    return find_samples(images, **folders, count=cfg.TEST.FUSION_SAMPLES)
 
 
 def find_samples(images: Sequence[Chip], *, query_dir: str, gallery_dir: str, count: int = 0) -> SampleSet | None:
@@ -92,7 +99,7 @@ def find_samples(images: Sequence[Chip], *, query_dir: str, gallery_dir: str, co
     optical = [chip for chip in images if chip.modality is Modality.OPTICAL]
     found: dict[Path, tuple[Chip, ...]] = {}
     counts: dict[str, int] = {}
-    steps: list[int] = []
+    steps: list[int | None] = []
     for split in dict.fromkeys(chip.split for chip in optical):
         folder = query_dir if split.side == "query" else gallery_dir
         if not folder:
@@ -101,7 +108,7 @@ def find_samples(images: Sequence[Chip], *, query_dir: str, gallery_dir: str, co
         samples, run = read_samples(folder, split=split, sources=sources, elsewhere=others)
         found |= samples
         counts[folder] = len(samples[sources[0].path])
-        steps += [run.steps] if run else []
+        steps.append(run.steps if run else None)
     if len(set(counts.values())) > 1:
         told = " and ".join(f"{count} samples of an image in {folder}" for folder, count in counts.items())
         raise DataError(f"there are {told}; both sides need the same number")

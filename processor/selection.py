@@ -1,14 +1,19 @@
 """How weights were chosen: a JSON file beside them, since checkpoints are bare state dicts that hold tensors only."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from utils.checkpoint import load, sha256
 from utils.errors import UsageError
 from utils.files import write_json
+
+Settings = Mapping[str, Any]
+"""Keys of TEST -> values."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,6 @@ class Selection:
     fraction: float
     seed: int
 
-    def __post_init__(self):
-        numbers = (self.epoch, self.score, self.fraction, self.seed)
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise TypeError("a record of a selection holds numbers")
-
     def sentence(self) -> str:
         """One line for whoever reads results made from these weights."""
         how = f"epoch {self.epoch}, best {self.metric} of ALL, {100 * self.score:.1f}"
@@ -85,6 +85,8 @@ class Selection:
             return f"weights chosen on the test split ({how}): figures of that split flatter them"
         return f"weights chosen on validation ships, {self.fraction:g} of the training set, seed {self.seed} ({how})"
 
+
+_CODEC = TypeAdapter(Selection)
 
 UNKNOWN = "no record beside the weights says on which split they were chosen"
 """Stands for `Selection.sentence` where there is no selection."""
@@ -101,53 +103,63 @@ def find_selection(weights: str | Path, digest: str) -> Selection | None:
 
     Files are matched by content, so that a renamed copy keeps its record and a replaced file does not inherit one.
     """
-    found = (chosen for chosen in _records(Path(weights).parent, Selection) if chosen.sha256 == digest)
-    return next(found, None)
+    for text in _texts(Path(weights).parent, "*.json"):
+        try:
+            chosen = _CODEC.validate_json(text, strict=True)
+        except ValueError:
+            continue  # results.json and what else lies there
+        if chosen.sha256 == digest:
+            return chosen
+    return None
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """Settings of the test that `tools.tune` chose for a weights file.
+def write_tuning(
+    weights: Path, *, digest: str, split: str, settings: Sequence[Settings], not_recommended: Sequence[Settings]
+) -> None:
+    """Write `<weights less .pth>.tuning.json`: settings of the test that `tools.tune` chose for a weights file.
 
-    Attributes:
-        sha256: of the weights file.
+    Args:
+        weights: the file.
+        digest: its SHA-256.
         split: 'test' or 'validation', whose queries chose.
-        settings: keys of TEST -> values, for each choice: of fusion, of re-ranking.
+        settings: keys of TEST -> values, for each choice that pays: of fusion, of re-ranking.
+        not_recommended: the best settings of what is not shown to pay, since a test with them shall be told, too.
     """
-
-    sha256: str
-    split: str
-    settings: list[dict[str, Any]]
-
-    def __post_init__(self):
-        if not isinstance(self.settings, list) or not all(isinstance(choice, dict) for choice in self.settings):
-            raise TypeError("a record of a tuning holds a list of settings")
-
-
-def write_tuning(weights: Path, chosen: Tuning) -> None:
-    """Write `<weights less .pth>.tuning.json`."""
-    write_json(weights.with_suffix(".tuning.json"), asdict(chosen))
+    content = {"sha256": digest, "split": split, "settings": list(settings), "not_recommended": list(not_recommended)}
+    write_json(weights.with_suffix(".tuning.json"), content)
 
 
 def build_tuning_sentences(cfg, digest: str) -> list[str]:
     """What a reader should know of the choices of `tools.tune` that this configuration uses, one sentence each."""
     sentences = []
-    for chosen in _records(Path(cfg.TEST.WEIGHT).parent, Tuning):
-        if chosen.sha256 != digest:
-            continue
-        for settings in chosen.settings:
-            unused = "TEST.FUSION_TAU" in settings and not (cfg.DATASETS.QUERY_ADD_DIR or cfg.DATASETS.GALLERY_ADD_DIR)
-            if not unused and settings == {key: cfg.TEST.get(key.removeprefix("TEST.")) for key in settings}:
-                told = ", ".join(f"{key} {value}" for key, value in settings.items())
-                where = "the test split: figures of that split flatter them" if chosen.split == "test" else "validation ships"
-                sentences.append(f"{told} chosen on {where}")
+    for text in _texts(Path(cfg.TEST.WEIGHT).parent, "*.tuning.json"):
+        try:
+            content = json.loads(text)
+            if content["sha256"] != digest:
+                continue
+            choices = [(keys, "") for keys in content["settings"]]
+            choices += [(keys, " and not shown to pay there") for keys in content.get("not_recommended", [])]
+            where = "the test split: figures of that split flatter them" if content["split"] == "test" else "validation ships"
+            sentences += [f"{_told(keys)} chosen on {where}{doubt}" for keys, doubt in choices if _is_used(cfg, keys)]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            continue  # not of tools.tune
     return sentences
 
 
-def _records(folder: Path, kind: type) -> Iterator[Any]:
-    """The records of one kind among the JSON files of a folder."""
-    for path in sorted(folder.glob("*.json")):
+def _is_used(cfg, settings: Settings) -> bool:
+    if "TEST.FUSION_TAU" in settings and not (cfg.DATASETS.QUERY_ADD_DIR or cfg.DATASETS.GALLERY_ADD_DIR):
+        return False
+    return settings == {key: cfg.TEST.get(key.removeprefix("TEST.")) for key in settings}
+
+
+def _told(settings: Settings) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
+def _texts(folder: Path, pattern: str) -> Iterator[bytes]:
+    """What the files of a folder hold, less those that cannot be read."""
+    for path in sorted(folder.glob(pattern)):
         try:
-            yield kind(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            continue  # results.json and what else lies there
+            yield path.read_bytes()
+        except OSError:
+            continue

@@ -14,7 +14,7 @@ ALLOWED = {
     "model": {"utils"},
     "loss": set(),
     "solver": set(),
-    "processor": {"datasets", "utils"},
+    "processor": {"datasets", "model", "utils"},
     "bbdm": {"configs", "datasets", "processor", "utils"},
 }
 """Package -> packages or modules that its modules may import beside their own."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from PIL import Image
 import test as command
 from datasets.catalogue import read_hoss
 from model.build import build_model
-from processor.feature_store import FeatureStore, build_feature_store, chip_contents, hash_files
+from processor import extraction, feature_store
+from processor.feature_store import build_origin, chip_contents, hash_files, stored
 from tests.chip_files import write_chip, write_hoss
 from tests.commands import call, settings, tiny_cfg
+from tests.mutation import imports_of
 from utils.checkpoint import load, save
 
 CPU = torch.device("cpu")
@@ -24,34 +27,36 @@ def never():
     raise AssertionError("extracted although it is stored")
 
 
-def fill(folder, origin=None) -> FeatureStore:
-    store = FeatureStore(folder, origin or {"weights": "w"})
-    assert not store.get(CONTENTS, lambda: VALUES).reused
-    return store
+ORIGIN = {"weights": "w"}
+
+
+def fill(folder):
+    assert stored(folder, ORIGIN, CONTENTS, lambda: VALUES)[0] is VALUES
 
 
 def test_the_same_images_are_extracted_once(tmp_path):
-    found = fill(tmp_path).get(CONTENTS, never)
-    assert found.reused
-    assert torch.equal(found.values, VALUES)
+    fill(tmp_path)
+    values, seconds = stored(tmp_path, ORIGIN, CONTENTS, never)
+    assert torch.equal(values, VALUES)
+    assert seconds > 0
     assert [path.suffix for path in tmp_path.iterdir()] == [".pth"]
 
 
 @pytest.mark.parametrize("contents", [CONTENTS[::-1], [*CONTENTS, "c"], CONTENTS[:1], ["a .tif 1", "b .tif 1"]])
 def test_other_images_or_another_order_are_not_the_same(tmp_path, contents):
     other = torch.zeros(len(contents), 3)
-    assert torch.equal(fill(tmp_path).get(contents, lambda: other).values, other)
+    fill(tmp_path)
+    assert stored(tmp_path, ORIGIN, contents, lambda: other)[0] is other
 
 
 def test_another_origin_is_not_the_same(tmp_path):
     fill(tmp_path)
-    assert not FeatureStore(tmp_path, {"weights": "v"}).get(CONTENTS, lambda: VALUES).reused
+    assert stored(tmp_path, {"weights": "v"}, CONTENTS, lambda: VALUES)[0] is VALUES
 
 
 def test_without_a_folder_nothing_is_kept():
-    store = FeatureStore(None, {})
-    assert not store.get(CONTENTS, lambda: VALUES).reused
-    assert not store.get(CONTENTS, lambda: VALUES).reused
+    for _ in range(2):
+        assert stored(None, {}, [], lambda: VALUES)[0] is VALUES
 
 
 def cut(path):
@@ -65,23 +70,22 @@ def flip(path):
 
 
 def foreign(path):
-    other = FeatureStore(path.parent / "other", {"weights": "v"})
-    other.get(CONTENTS, lambda: VALUES + 1)
+    stored(path.parent / "other", {"weights": "v"}, CONTENTS, lambda: VALUES + 1)
     shutil.copy(next((path.parent / "other").iterdir()), path)
 
 
 @pytest.mark.parametrize("damage", [cut, flip, foreign, lambda path: path.write_text("{}"), lambda path: save(path, {"a": 1})])
 def test_what_is_damaged_or_foreign_is_made_anew(tmp_path, damage, caplog):
-    store = fill(tmp_path)
+    fill(tmp_path)
     damage(next(tmp_path.glob("*.pth")))
-    assert torch.equal(store.get(CONTENTS, lambda: VALUES).values, VALUES)
+    assert stored(tmp_path, ORIGIN, CONTENTS, lambda: VALUES)[0] is VALUES
     assert "made anew" in caplog.text
-    assert store.get(CONTENTS, never).reused
+    assert torch.equal(stored(tmp_path, ORIGIN, CONTENTS, never)[0], VALUES)
 
 
 def test_settings_that_change_features_change_the_origin():
     def origin(**changes):
-        return build_feature_store(tiny_cfg(**changes), weights_sha256="w", device=CPU).origin
+        return build_origin(tiny_cfg(**changes), weights_sha256="w", device=CPU)
 
     plain = origin()
     assert json.dumps(plain)
@@ -137,7 +141,7 @@ def results(root, output):
 
 def test_a_second_test_needs_no_network_and_gives_the_same(tested, monkeypatch):
     assert len(list((tested / "store").iterdir())) == 2
-    monkeypatch.setattr(command, "extract_features", never)
+    monkeypatch.setattr(extraction, "extract_features", never)
     ended = run(tested, "second")
     assert ended.status == 0, ended.err
     assert results(tested, "second")["protocols"] == results(tested, "first")["protocols"]
@@ -151,3 +155,37 @@ def test_other_weights_are_extracted(tested, tmp_path):
     assert run(tested, "other", TEST__WEIGHT=tmp_path / "other.pth").status == 0
     assert len(list((tested / "store").iterdir())) == entries + 2
     assert results(tested, "other")["protocols"] != results(tested, "first")["protocols"]
+
+
+def test_only_a_store_needs_the_hashes_of_samples(tested, monkeypatch):
+    """Images are hashed for results.json, samples for the store alone."""
+    hashed = []
+    hash_files = feature_store.hash_files
+
+    def note(paths):
+        hashed.extend(path.name for path in paths)
+        return hash_files(paths)
+
+    for module in (command, extraction, feature_store):
+        monkeypatch.setattr(module, "hash_files", note)
+    assert run(tested, "unkept", TEST__FEATURE_STORE="").status == 0
+    assert len(hashed) == 14
+    assert not any(name.endswith("_0.png") for name in hashed)
+    hashed.clear()
+    assert run(tested, "kept").status == 0
+    assert sum(name.endswith("_0.png") for name in hashed) == 2
+
+
+def test_the_code_that_decides_features_is_what_the_extraction_imports():
+    """Of the packages that read chips and compute features; a change of curation or of the ship drawer keeps what is stored."""
+    root = Path(extraction.__file__).parent.parent
+    covered = {path for pattern in feature_store.CODE for path in root.glob(pattern)}
+    assert root / "processor" / "extraction.py" in covered
+    needed, front = set(), {root / "processor" / "extraction.py"}
+    while front:
+        front = {file for one in front for file in imports_of(one)} - needed
+        needed |= front
+    of_features = {path for path in needed if path.parent.name in ("model", "datasets") and path.name != "__init__.py"}
+    assert of_features and of_features <= covered
+    assert {path.name for path in of_features} >= {"chips.py", "sar.py", "transforms.py", "transoss.py", "reid.py"}
+    assert {path.parent.name for path in covered} == {"model", "datasets", "processor"}

@@ -14,7 +14,7 @@ from datasets import records
 from datasets.records import Batch, Chip, Modality, Protocol
 from loss.criterion import Criterion
 from model.reid import ReIDOutput
-from processor.features import extract_features
+from processor.extraction import extract_features
 from processor.fusion import find_samples, fuse, fuse_images
 from processor.ranking.evaluation import Ranking, build_ranking, evaluate, rank_protocol, results_table
 from processor.ranking.reranking import rerank_apart

@@ -95,6 +95,19 @@ def test_equal_distances_keep_the_order_of_the_gallery_and_lists_are_cut():
     assert prediction([ranked]) == {"query0.tif": ["gallery1.tif", "gallery3.tif", "gallery0.tif"]}
 
 
+def test_ties_are_told(caplog):
+    query, gallery = records([Modality.SAR] * 2, "query"), records([Modality.OPTICAL] * 4)
+    features = torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0], [1, 0], [0, 1]])
+    rank_records(query, gallery, features, Ranking(), top_k=0)
+    assert "for 2 of 2 queries most of the gallery lies at one distance" in caplog.text
+    caplog.clear()
+    rank_records(query, gallery, torch.eye(6), Ranking(), top_k=0)
+    assert "for 2 of 2 queries" in caplog.text  # all at right angles
+    caplog.clear()
+    rank_records(query, gallery, torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), Ranking(), top_k=0)
+    assert caplog.text == ""
+
+
 def test_many_queries_go_in_blocks(monkeypatch):
     query, gallery = records([Modality.SAR] * 7, "query"), records([Modality.OPTICAL] * 4)
     features = torch.randn(11, 3, generator=torch.Generator().manual_seed(0))

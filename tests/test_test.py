@@ -13,6 +13,7 @@ from PIL import Image
 
 import test as command
 from model.build import build_model
+from processor import extraction
 from processor.selection import Split, write_selection
 from tests.chip_files import write_hoss
 from tests.commands import Ended, call, settings, tiny_cfg
@@ -120,14 +121,14 @@ def test_protocols_are_the_same_without_subset_folders(data, weights, done, tmp_
 
 def test_every_image_goes_through_the_network_once(data, weights, tmp_path, monkeypatch):
     seen = []
-    build = command.build_model
+    build = extraction.build_model
 
     def counted(cfg):
         model = build(cfg)
         model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
         return model
 
-    monkeypatch.setattr(command, "build_model", counted)
+    monkeypatch.setattr(extraction, "build_model", counted)
     assert run_test(data, weights, tmp_path).status == 0
     assert sum(seen) == 20
 
@@ -222,6 +223,21 @@ def test_no_query_with_a_match_is_no_result(data, weights, tmp_path):
     assert ended.status == 1
     assert "none of the 6 queries has a match" in ended.sentence
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_collapsed_network_is_told(data, weights, tmp_path):
+    """All features are equal, so the order of files decides."""
+    state = load(weights)
+    for name in ("base.norm.weight", "base.norm.bias"):
+        state[name] = torch.zeros_like(state[name])
+    save(tmp_path / "collapsed.pth", state)
+    ended = run_test(data, tmp_path / "collapsed.pth", tmp_path / "run")
+    assert ended.status == 0, ended.err
+    assert "ALL: for 6 of 6 queries most of the gallery lies at one distance" in ended.err
+
+
+def test_a_network_that_tells_chips_apart_is_not(done):
+    assert "at one distance" not in done[1].err
 
 
 # Wrong calls

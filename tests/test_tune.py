@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from datasets.catalogue import read_hoss
 from datasets.records import Modality
 from datasets.validation import hold_out
 from model.build import build_model
+from processor import extraction
+from processor.fusion import SampleSet
 from processor.ranking.comparison import compare_outcomes
+from processor.ranking.evaluation import Ranking
 from processor.ranking.intervals import Interval
 from processor.ranking.results import Outcome, Score
-from processor.ranking.tuning import Trial, choose, choose_on_other_ships, compare_choice
+from processor.ranking.tuning import Trial, choose, choose_on_other_ships, compare_choice, name_steps
 from processor.selection import Split, write_selection
 from tests.chip_files import write_hoss
 from tests.commands import call, settings, tiny_cfg
@@ -68,6 +72,35 @@ def test_a_setting_that_helps_every_ship_pays_and_queries_that_do_not_count_stay
     assert better.difference.queries == 30
 
 
+@pytest.mark.parametrize(
+    ("steps", "named"), [((), None), ((None,), None), ((50,), 50), ((5, 50), "5 and 50"), ((5, None), "5 and unknown")]
+)
+def test_steps_of_two_runs_are_both_named(steps, named):
+    assert name_steps(SampleSet((), (), (), 1, steps)) == named
+
+
+@pytest.mark.parametrize(("better", "word"), [(True, "pays"), (False, "harms")])
+def test_what_is_recommended_is_what_the_verdict_says(better, word, monkeypatch, capsys):
+    """Re-ranking that harms is not recommended, although a setting of it is the best of those tried."""
+    low, high = score_of([0.2] * 30), score_of([0.9] * 30)
+    before, after = (low, high) if better else (high, low)
+    monkeypatch.setattr(tune, "_score_aloud", lambda *_: {"ALL": before})
+    setting = {"k1": 20, "k2": 6, "lambda": 0.3}
+    monkeypatch.setattr(tune, "try_reranking", lambda *_: [Trial(setting, {"ALL": after}, 1.0)])
+    args = tune.build_parser().parse_args(["--rerank"])
+    data = read_nothing()
+    sections, advice = tune.try_all(data, torch.zeros(1, 2), Ranking(), [], [(20, 6, 0.3)], args)
+    keys = {"TEST.RE_RANKING": True, "TEST.RE_RANKING_K1": 20, "TEST.RE_RANKING_K2": 6, "TEST.RE_RANKING_LAMBDA": 0.3}
+    assert advice == {"settings": [keys] if better else [], "not_recommended": [] if better else [keys]}
+    assert f"re-ranking {word}" in capsys.readouterr().out
+    assert sections["reranking"]["chosen"] == setting
+
+
+def read_nothing():
+    """Data of no images; what is scored is replaced."""
+    return SimpleNamespace(protocols={}, images=[])
+
+
 # The command
 
 
@@ -102,8 +135,8 @@ RERANK = ("--rerank", "--k1", "3,5", "--k2", "1", "--lambdas", "0.3")
 
 def test_settings_are_tried_with_one_extraction_on_the_test_split(root, tmp_path, monkeypatch):
     seen = []
-    extract = tune.extract_features
-    monkeypatch.setattr(tune, "extract_features", lambda *args, **options: seen.append(1) or extract(*args, **options))
+    extract = extraction.extract_features
+    monkeypatch.setattr(extraction, "extract_features", lambda *args, **options: seen.append(1) or extract(*args, **options))
     options = ("--store", root / "test", "--taus", "0.1,0.5", "--samples", "1,3", *RERANK)
     ended = tuned(root, *options, "--json", tmp_path / "out.json", TEST__FEATURE_STORE=tmp_path / "kept")
     assert ended.status == 0, ended.err
@@ -158,6 +191,10 @@ def test_a_choice_on_the_test_split_is_printed_with_every_result_made_from_it(ro
     weights = tmp_path / "weights.pth"
     shutil.copy(root / "weights.pth", weights)
     ended = tuned(root, "--store", root / "test", "--taus", "0.3", "--samples", "2", *RERANK, TEST__WEIGHT=weights)
+    recorded = json.loads((tmp_path / "weights.tuning.json").read_text())
+    assert recorded["settings"] == []  # with three ships nothing is shown to pay
+    assert {"TEST.FUSION_TAU": 0.3, "TEST.FUSION_SAMPLES": 2} in recorded["not_recommended"]
+    assert "to test with what pays: the plain test" in ended.out
     assert "TEST.FUSION_TAU 0.3 TEST.FUSION_SAMPLES 2" in ended.out
     values = {"DATASETS__ROOT_DIR": root / "data", "TEST__WEIGHT": weights, "OUTPUT_DIR": tmp_path}
     samples = {"DATASETS__QUERY_ADD_DIR": root / "test", "DATASETS__GALLERY_ADD_DIR": root / "test"}

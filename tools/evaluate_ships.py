@@ -4,7 +4,7 @@ What `bbdm.evaluate` does for places; `rank` and `top1` tell how well a ship is 
 queries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +13,8 @@ from torch.nn import functional
 from bbdm.evaluate import NEEDS, build_comparison, build_report, publish
 from configs import load_cfg
 from configs.command import config_parser, open_command
-from datasets.records import Modality
-from model.build import build_model
-from model.pretrained import load_weights
+from datasets.records import Batch, Modality
+from processor.extraction import build_extractor
 from utils.cli import run
 from utils.log import make_output_dir
 
@@ -33,21 +32,18 @@ def build_embedding(cfg, weights: str, device: torch.device) -> Callable[[Tensor
         weights: its checkpoint.
         device: where it runs.
     """
-    model = build_model(cfg)
-    load_weights(weights, model)
-    model.to(device).eval()
+    extractor = build_extractor(cfg, device, weights=weights, neck="after", flip=False)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
 
-    @torch.inference_mode()
+    def read(pictures: Tensor) -> Iterator[Batch]:
+        for places in torch.arange(len(pictures)).split(BATCH):
+            part = pictures[places, None]
+            grey = functional.interpolate(part, size=list(cfg.INPUT.SIZE_TEST), mode="bilinear", antialias=True)
+            images = (grey.expand(-1, 3, -1, -1) - mean) / std
+            yield Batch(images, torch.zeros(len(places), 3), torch.full_like(places, int(Modality.SAR)), None, places)
+
     def embed(pictures: Tensor) -> Tensor:
-        features = []
-        for part in pictures.split(BATCH):
-            grey = functional.interpolate(part[:, None], size=list(cfg.INPUT.SIZE_TEST), mode="bilinear", antialias=True)
-            images = ((grey.expand(-1, 3, -1, -1) - mean) / std).to(device)
-            modalities = torch.full((len(part),), int(Modality.SAR), device=device)
-            output = model(images, modalities, torch.zeros(len(part), 3, device=device))
-            features.append(output.neck_feature.float().cpu())
-        return torch.cat(features)
+        return extractor.extract(read(pictures), count=len(pictures))
 
     return embed
 

@@ -7,7 +7,6 @@ sheet of pictures for each query.
 import argparse
 import csv
 import io
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +16,20 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from configs import load_cfg
+from configs.command import config_parser, open_command
 from datasets.catalogue import find_modality, find_pictures
 from datasets.chips import read_chip
-from datasets.loaders import build_rendering, build_test_loader
+from datasets.loaders import build_rendering
 from datasets.records import DISTRACTOR, Chip, Modality, Split
 from datasets.sar import SarRendering
-from model.build import build_model
-from model.pretrained import load_weights
-from processor.features import extract_features
-from processor.ranking.evaluation import Ranking, build_ranking, expand
+from processor.extraction import build_extractor
+from processor.ranking.evaluation import Ranking, build_ranking, expand, warn_of_ties
 from processor.ranking.reranking import rerank_apart
-from processor.ranking.retrieval import squared_distances
+from processor.ranking.retrieval import mostly_tied, squared_distances
 from utils.cli import run
-from utils.device import Precision, build_device
 from utils.errors import UsageError
 from utils.files import replacing, write_json, write_text
-from utils.log import progress, setup_logging
-
-logger = logging.getLogger(__name__)
+from utils.log import progress
 
 MODALITIES = {"optical": Modality.OPTICAL, "sar": Modality.SAR}
 BLOCK_QUERIES = 256
@@ -95,8 +89,9 @@ def rank_records(
     query_modalities = torch.tensor([record.modality for record in query])
     modalities = torch.tensor([record.modality for record in gallery])
     query_features = expand(query_features, gallery_features, query_modalities, modalities, ranking)
-    lists = []
+    lists, tied = [], 0
     for distances in _distance_blocks(query_features, gallery_features, query_modalities, ranking):
+        tied += int(mostly_tied(distances).sum())
         nearest = distances.sort(dim=1, stable=True)
         for values, order in zip(nearest.values, nearest.indices):
             asking = query[len(lists)]
@@ -105,6 +100,7 @@ def rank_records(
                 values, order = values[kept], order[kept]
             places = order[: top_k or None].tolist()
             lists.append(RankedList(asking, tuple(gallery[i] for i in places), tuple(values[: len(places)].tolist())))
+    warn_of_ties("", tied, len(query))
     return lists
 
 
@@ -164,15 +160,13 @@ def write_sheets(folder: Path, lists: Sequence[RankedList], render_sar: SarRende
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.rank",
-        description="Rank pictures without labels: for each query, the gallery pictures that most likely show the same ship.",
-        epilog="example:\n  python -m tools.rank --config_file configs/hoss_transoss.yml --weights best_model_mAP.pth \\\n"
+    parser = config_parser(
+        "python -m tools.rank",
+        "Rank pictures without labels: for each query, the gallery pictures that most likely show the same ship.",
+        "python -m tools.rank --config_file configs/hoss_transoss.yml --weights best_model_mAP.pth \\\n"
         "      --query chips/today --gallery chips/last_week --top-k 10 --output logs/ranking --sheets",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     modality = {"choices": ("auto", *MODALITIES), "default": "auto"}
-    parser.add_argument("--config_file", metavar="FILE", help="the .yml that the weights were trained with")
     parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint")
     parser.add_argument(
         "--query", type=Path, required=True, metavar="DIR", help="folder of pictures to look for, or one picture"
@@ -183,39 +177,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="length of each list; 0 for the whole gallery (0)")
     parser.add_argument("--output", type=Path, default=Path("ranking"), metavar="DIR", help="folder of the results (ranking)")
     parser.add_argument("--sheets", action="store_true", help="draw the best 10 of each list as sheets/<query>.png")
-    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="settings that override the file's")
     return parser
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse `arguments`, rank and write."""
-    setup_logging()
-    args = build_parser().parse_intermixed_args(arguments)
-    if args.top_k < 0:
-        raise UsageError(f"--top-k is {args.top_k}; take a length, or 0 for the whole gallery")
-    cfg = load_cfg(args.config_file, args.overrides)
-    query = find_records(args.query, Split.QUERY, args.query_modality)
-    gallery = find_records(args.gallery, Split.GALLERY, args.gallery_modality)
-    device = build_device(cfg)
-    model = build_model(cfg)
-    load_weights(args.weights, model)
-    features = extract_features(
-        model.to(device),
-        build_test_loader(cfg, [*query, *gallery], device_type=device.type),
-        count=len(query) + len(gallery),
-        device=device,
-        precision=Precision(device.type),  # float32: small distances decide
-        neck=cfg.TEST.NECK_FEAT,
-        flip=cfg.TEST.FLIP,
-        description="features",
-    )
-    lists = rank_records(query, gallery, features, build_ranking(cfg, device), top_k=args.top_k)
-    write_text(args.output / "ranking.csv", format_csv(lists))
-    write_json(args.output / "prediction.json", prediction(lists))
-    if args.sheets:
-        best = [RankedList(ranked.query, ranked.found[:10], ranked.distances[:10]) for ranked in lists]
-        write_sheets(args.output / "sheets", best, build_rendering(cfg))
-    print(f"{len(query)} queries ranked against {len(gallery)} gallery pictures: {args.output}")
+    with open_command(build_parser(), arguments) as command:
+        args, cfg, device = command.args, command.cfg, command.device
+        if args.top_k < 0:
+            raise UsageError(f"--top-k is {args.top_k}; take a length, or 0 for the whole gallery")
+        query = find_records(args.query, Split.QUERY, args.query_modality)
+        gallery = find_records(args.gallery, Split.GALLERY, args.gallery_modality)
+        extractor = build_extractor(cfg, device, weights=args.weights)
+        features = extractor.features([*query, *gallery], description="features")
+        lists = rank_records(query, gallery, features, build_ranking(cfg, device), top_k=args.top_k)
+        write_text(args.output / "ranking.csv", format_csv(lists))
+        write_json(args.output / "prediction.json", prediction(lists))
+        if args.sheets:
+            best = [RankedList(ranked.query, ranked.found[:10], ranked.distances[:10]) for ranked in lists]
+            write_sheets(args.output / "sheets", best, build_rendering(cfg))
+        print(f"{len(query)} queries ranked against {len(gallery)} gallery pictures: {args.output}")
 
 
 if __name__ == "__main__":

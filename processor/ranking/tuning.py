@@ -1,16 +1,32 @@
-"""Choosing among settings that were tried on the same queries, and what the choice is worth on queries it did not see."""
+"""Choosing among settings that were tried on the same queries, and what the choice is worth on queries it did not see.
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+Legend: I images, S of them with samples, K samples of each, D feature width.
+"""
+
+import itertools
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from datasets.records import Chip, Protocol
+from processor.fusion import SampleSet, fuse_images
 from processor.ranking.comparison import METRICS, Comparison, compare_outcomes
 from processor.ranking.evaluation import Ranking, rank_protocol, score_protocol
 from processor.ranking.results import Outcome, Score
+from utils.errors import UsageError
+from utils.log import table
+
+Store = tuple[str, SampleSet, Tensor, float]
+"""A folder, its samples, features (S, K, D) of them, and the seconds that these took."""
+
+Setting = tuple[Store, int, float]
+"""A store, K of its samples, and their weight tau."""
+
+VERDICTS = {"better": "pays", "worse": "harms", "no difference shown": "is not shown to pay"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,65 @@ def score_features(
         name: score_protocol(protocol, rank_protocol(protocol, features, records, ranking), records)
         for name, protocol in protocols.items()
     }
+
+
+def fusion_settings(stores: Sequence[Store], taus: Sequence[float], counts: Sequence[int]) -> Iterator[Setting]:
+    """Store, K and tau of each trial; without `counts`, or where a store has none of them: one, half and all of its samples.
+
+    Raises:
+        UsageError: a K that no store has.
+    """
+    most = max(samples.per_image for _, samples, _, _ in stores)
+    beyond = [count for count in counts if not 1 <= count <= most]
+    if beyond:
+        raise UsageError(f"--samples asks for K {beyond[0]}; the stores hold 1 to {most} samples of an image")
+    for store in stores:
+        own = store[1].per_image
+        chosen = [count for count in counts if count <= own] or sorted({1, (own + 1) // 2, own})
+        yield from ((store, count, tau) for count, tau in itertools.product(chosen, taus))
+
+
+def try_fusion(
+    protocols: Mapping[str, Protocol],
+    records: Sequence[Chip],
+    features: Tensor,
+    ranking: Ranking,
+    settings: Sequence[Setting],
+) -> list[tuple[Trial, Tensor]]:
+    """Score each setting of `fusion_settings`; also the fused features (I, D) of each."""
+    trials = []
+    for (name, samples, generated, seconds), count, tau in settings:
+        start = time.perf_counter()
+        fused = fuse_images(features, generated[:, :count], samples.sources, tau=tau)
+        scores = score_features(protocols, records, fused, ranking)
+        spent = time.perf_counter() - start + seconds * count / samples.per_image
+        setting = {"store": name, "steps": name_steps(samples), "K": count, "tau": tau}
+        trials.append((Trial(setting, scores, spent), fused))
+    return trials
+
+
+def name_steps(samples: SampleSet) -> int | str | None:
+    """Network calls of a sample: a number, those of each run where they differ, or None where no manifest tells."""
+    if len(samples.steps) < 2:
+        return samples.steps[0] if samples.steps else None
+    return " and ".join("unknown" if steps is None else str(steps) for steps in samples.steps)
+
+
+def try_reranking(
+    protocols: Mapping[str, Protocol],
+    records: Sequence[Chip],
+    features: Tensor,
+    ranking: Ranking,
+    grid: Sequence[tuple[int, int, float]],
+) -> list[Trial]:
+    """Score each (k1, k2, lambda)."""
+    trials = []
+    for k1, k2, share in grid:
+        start = time.perf_counter()
+        own = replace(ranking, reranking={"k1": k1, "k2": k2, "lambda_value": share})
+        scores = score_features(protocols, records, features, own)
+        trials.append(Trial({"k1": k1, "k2": k2, "lambda": share}, scores, time.perf_counter() - start))
+    return trials
 
 
 def choose(trials: Sequence[Trial], *, protocol: str, metric: str, without: Collection[int] = ()) -> Trial:
@@ -88,3 +163,42 @@ def compare_choice(
     """What choosing among the trials gains over the baseline, by protocol, each query under a setting that others chose."""
     chosen = choose_on_other_ships(trials, protocol=protocol, metric=metric)
     return {name: compare_outcomes(baseline[name].per_query, outcomes, metric) for name, outcomes in chosen.items()}
+
+
+def trials_table(trials: Sequence[Trial], best: Trial) -> str:
+    """mAP / R1 of every protocol and seconds of each trial, in percent; the chosen one is marked."""
+    names = list(trials[0].setting)
+    protocols = list(trials[0].scores)
+    rows = []
+    for trial in trials:
+        figures = [f"{100 * trial.scores[name].mAP:.1f} / {100 * trial.scores[name].R1:.1f}" for name in protocols]
+        values = [trial.setting.get(name, "") for name in names] if trial.setting else ["without", *[""] * (len(names) - 1)]
+        rows.append([*values, *figures, f"{trial.seconds:.2f}", "<- chosen" if trial is best else ""])
+    return table([*names, *protocols, "seconds", ""], rows)
+
+
+def verdict_text(gains: Mapping[str, Comparison], metric: str, what: str) -> str:
+    """Whether the choice pays, by protocol."""
+    lines = [f"verdict, {metric}, each query under the setting that queries of other ships choose:"]
+    for name, found in gains.items():
+        ends = f"{100 * found.difference.low:+.1f} .. {100 * found.difference.high:+.1f}"
+        lines.append(f"  {name}: {what} {VERDICTS[found.verdict]} ({100 * found.difference.mean:+.1f} points, 95 % {ends})")
+    return "\n".join(lines)
+
+
+def report_dict(trials: Sequence[Trial], best: Trial, gains: Mapping[str, Comparison]) -> dict[str, Any]:
+    """Trials, choice and gains for JSON."""
+
+    def figures(score: Score) -> dict[str, Any]:
+        rates = {rate: (getattr(score, rate), getattr(score, f"{rate}_interval").ends) for rate in METRICS}
+        return {key: value for rate, (mean, ends) in rates.items() for key, value in ((rate, mean), (f"{rate}_interval", ends))}
+
+    def gain(found: Comparison) -> dict[str, Any]:
+        return {"difference": found.difference.mean, "interval": found.difference.ends, "verdict": found.verdict}
+
+    scores = [{name: figures(score) for name, score in trial.scores.items()} for trial in trials]
+    return {
+        "trials": [{**trial.setting, "seconds": trial.seconds, **own} for trial, own in zip(trials, scores)],
+        "chosen": dict(best.setting),
+        "gain": {name: gain(found) for name, found in gains.items()},
+    }
