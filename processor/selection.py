@@ -131,7 +131,8 @@ def write_tuning(
 
 def build_tuning_sentences(cfg, digest: str) -> list[str]:
     """What a reader should know of the choices of `tools.tune` that this configuration uses, one sentence each."""
-    sentences = []
+    test = {f"TEST.{key}": value for key, value in cfg.TEST.items()}
+    fuses, sentences = bool(cfg.DATASETS.QUERY_ADD_DIR or cfg.DATASETS.GALLERY_ADD_DIR), []
     for text in _texts(Path(cfg.TEST.WEIGHT).parent, "*.tuning.json"):
         try:
             content = json.loads(text)
@@ -140,16 +141,15 @@ def build_tuning_sentences(cfg, digest: str) -> list[str]:
             choices = [(keys, "") for keys in content["settings"]]
             choices += [(keys, " and not shown to pay there") for keys in content.get("not_recommended", [])]
             where = "the test split: figures of that split flatter them" if content["split"] == "test" else "validation ships"
-            sentences += [f"{_told(keys)} chosen on {where}{doubt}" for keys, doubt in choices if _is_used(cfg, keys)]
+            sentences += [f"{_told(keys)} chosen on {where}{doubt}" for keys, doubt in choices if _is_used(keys, test, fuses)]
         except (ValueError, LookupError, TypeError, AttributeError):
             continue  # not of tools.tune
     return sentences
 
 
-def _is_used(cfg, settings: Settings) -> bool:
-    if "TEST.FUSION_TAU" in settings and not (cfg.DATASETS.QUERY_ADD_DIR or cfg.DATASETS.GALLERY_ADD_DIR):
-        return False
-    return settings == {key: cfg.TEST.get(key.removeprefix("TEST.")) for key in settings}
+def _is_used(settings: Settings, test: Settings, fuses: bool) -> bool:
+    unused = "TEST.FUSION_TAU" in settings and not fuses
+    return not unused and settings == {key: test.get(key) for key in settings}
 
 
 def _told(settings: Settings) -> str:

@@ -27,13 +27,10 @@ PROGRAMS = {"bbdm/train.py", "bbdm/sample.py"}
 SEE_A_CONFIGURATION = {"bbdm/evaluate.py: _read"}
 """Functions that are neither builders nor programs and see a cfg; for now."""
 
-TWICE = {"build_pairs", "build_train_loader", "build_model", "Split", "build_report", "verdict", "format_csv"}
+TWICE = {"build_pairs", "build_train_loader", "build_model", "Split"}
 """Names that mean two things; for now."""
 
-LONG = {
-    *("processor/features.py: extract_features", "processor/ranking/retrieval.py: rank_features", "test.py: test"),
-    *("tools/tune.py: build_report", "utils/checkpoint.py: load"),
-}
+LONG = {"utils/checkpoint.py: load"}
 """Functions that are longer than a screen; for now."""
 
 OURS = {*ALLOWED, "tools", "tests", "benchmarks", *(path.stem for path in ENTRY_POINTS)}

@@ -56,7 +56,7 @@ def written(tmp_path) -> dict[str, Path]:
     gallery = [Chip(Path(f"{name}.png"), DISTRACTOR, Modality.OPTICAL, "gallery") for name in "abcdefghijkl"]
     lists = [rank.RankedList(query, tuple(gallery), tuple(range(12)))]
     return {
-        "csv": write_file(tmp_path / "ranking.csv", rank.format_csv(lists)),
+        "csv": write_file(tmp_path / "ranking.csv", rank.format_lists(lists)),
         "json": write_file(tmp_path / "prediction.json", json.dumps(rank.prediction(lists))),
         "other": write_file(tmp_path / "other.json", json.dumps({"who, exactly.png": ["b.png", "z.png"]})),
     }

@@ -90,7 +90,7 @@ def rank_records(
     modalities = torch.tensor([record.modality for record in gallery])
     query_features = expand(query_features, gallery_features, query_modalities, modalities, ranking)
     lists, tied = [], 0
-    for distances in _distance_blocks(query_features, gallery_features, query_modalities, ranking):
+    for distances in _blocks_of_distances(query_features, gallery_features, query_modalities, ranking):
         tied += int(mostly_tied(distances).sum())
         nearest = distances.sort(dim=1, stable=True)
         for values, order in zip(nearest.values, nearest.indices):
@@ -104,7 +104,7 @@ def rank_records(
     return lists
 
 
-def _distance_blocks(query: Tensor, gallery: Tensor, query_modalities: Tensor, ranking: Ranking) -> Iterator[Tensor]:
+def _blocks_of_distances(query: Tensor, gallery: Tensor, query_modalities: Tensor, ranking: Ranking) -> Iterator[Tensor]:
     """Distances in blocks of rows (B, G), on the CPU."""
     if ranking.reranking is not None:
         yield from rerank_apart(query, gallery, query_modalities, **ranking.reranking_options)
@@ -114,7 +114,7 @@ def _distance_blocks(query: Tensor, gallery: Tensor, query_modalities: Tensor, r
         yield squared_distances(block.to(ranking.device), gallery).cpu()
 
 
-def format_csv(lists: Sequence[RankedList]) -> str:
+def format_lists(lists: Sequence[RankedList]) -> str:
     """The lists as a CSV, one line for each query and rank."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str]) -> None:
         extractor = build_extractor(cfg, device, weights=args.weights)
         features = extractor.features([*query, *gallery], description="features")
         lists = rank_records(query, gallery, features, build_ranking(cfg, device), top_k=args.top_k)
-        write_text(args.output / "ranking.csv", format_csv(lists))
+        write_text(args.output / "ranking.csv", format_lists(lists))
         write_json(args.output / "prediction.json", prediction(lists))
         if args.sheets:
             best = [RankedList(ranked.query, ranked.found[:10], ranked.distances[:10]) for ranked in lists]

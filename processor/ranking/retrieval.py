@@ -128,21 +128,26 @@ def rank_features(
     truth = Truth.build(query_ids, gallery_ids, query_modalities, gallery_modalities, device)
     if (len(query), len(gallery)) != (truth.queries, truth.gallery):
         raise ValueError(f"{len(query)} x {len(gallery)} features, but {truth.queries} x {truth.gallery} identities")
-    scale = _integer_scale(query, gallery)
     rows = torch.arange(truth.queries).tensor_split(share[1])[share[0]]
-    # Eight bytes a distance; a match costs its index, threshold, mask, histogram bin and the sorting of them.
+    block_rows = _rows_of_a_block(truth, query.shape[1], memory_bytes)
+    return _rank_blocks(_distance_blocks(query, gallery, rows.split(block_rows), device), truth, rows)
+
+
+def _rows_of_a_block(truth: Truth, width: int, memory_bytes: int) -> int:
+    """How many queries fit; eight bytes a distance, and a match costs its index, threshold, mask, bin and the sorting of them."""
     row_bytes = 8 * truth.gallery + 80 * truth.most_matches
-    working_bytes = 16 * _GALLERY_BLOCK * query.shape[1] + 32 * _COUNTING_BLOCK
-    block_rows = max(1, min(1024, (memory_bytes - working_bytes) // row_bytes))
+    working_bytes = 16 * _GALLERY_BLOCK * width + 32 * _COUNTING_BLOCK
+    return max(1, min(1024, (memory_bytes - working_bytes) // row_bytes))
 
-    def blocks() -> Iterator[Tensor]:
-        squares = _gallery_squares(gallery, scale, device)
-        buffer = torch.empty(min(block_rows, len(rows)), truth.gallery, dtype=torch.float64, device=device)
-        for block in rows.split(block_rows):
-            scaled = _to_integers(query[block.to(query.device)].to(device), scale)
-            yield _exact_distances(scaled, gallery, squares, scale, out=buffer[: len(block)])
 
-    return _rank_blocks(blocks(), truth, rows)
+def _distance_blocks(query: Tensor, gallery: Tensor, blocks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """`_exact_distances` of the queries of each block; one buffer holds them all, one after the other."""
+    scale = _integer_scale(query, gallery)
+    squares = _gallery_squares(gallery, scale, device)
+    buffer = torch.empty(max(map(len, blocks)), len(gallery), dtype=torch.float64, device=device)
+    for block in blocks:
+        scaled = _to_integers(query[block.to(query.device)].to(device), scale)
+        yield _exact_distances(scaled, gallery, squares, scale, out=buffer[: len(block)])
 
 
 def rank_distances(
