@@ -134,7 +134,8 @@ def rank_features(
 
 
 def _rows_of_a_block(truth: Truth, width: int, memory_bytes: int) -> int:
-    """How many queries fit; eight bytes a distance, and a match costs its index, threshold, mask, bin and the sorting of them."""
+    """How many queries fit."""
+    # Eight bytes a distance; a match costs its index, threshold, mask, histogram bin and the sorting of them.
     row_bytes = 8 * truth.gallery + 80 * truth.most_matches
     working_bytes = 16 * _GALLERY_BLOCK * width + 32 * _COUNTING_BLOCK
     return max(1, min(1024, (memory_bytes - working_bytes) // row_bytes))
