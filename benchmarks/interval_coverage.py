@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 
 from processor.ranking.intervals import mean_interval, paired_interval
+from utils.log import table
 
 GALLERY = 60
 RESAMPLES = 200
@@ -115,8 +116,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     print(f"{arguments.draws} draws of each population, seed {arguments.seed}, {date.today()}\n")
-    print("| queries | queries of a ship | " + " | ".join(FIGURES) + " |")
-    print("|" + " --- |" * (2 + len(FIGURES)))
+    rows = []
     of_queries: dict[int, list[dict[str, float]]] = {queries: [] for queries in QUERIES}
     measure = partial(coverage_of_strength, draws=arguments.draws, seed=arguments.seed)
     with ProcessPoolExecutor(arguments.processes) as pool:
@@ -125,12 +125,13 @@ def main() -> None:
             for queries in QUERIES:
                 cells = [strength[queries] for strength in strengths]
                 of_queries[queries] += cells
-                print(row(str(queries), name, cells), flush=True)
+                rows.append(row(str(queries), name, cells))
     for queries, cells in of_queries.items():
-        print(row(str(queries), "**all**", cells))
+        rows.append(row(str(queries), "**all**", cells))
+    print(table(["queries", "queries of a ship", *FIGURES], rows, "pipe"))
 
 
-def row(queries: str, structure: str, cells: Sequence[dict[str, float]]) -> str:
+def row(queries: str, structure: str, cells: Sequence[dict[str, float]]) -> list[str]:
     """A line of the table: mean coverage in percent over the true values, its range, and the plain bootstrap's mean."""
 
     def text(figure: str) -> str:
@@ -138,7 +139,7 @@ def row(queries: str, structure: str, cells: Sequence[dict[str, float]]) -> str:
         plain = np.mean([100 * cell[f"{figure} plain"] for cell in cells])
         return f"{np.mean(shares):.1f} [{min(shares):.1f}, {max(shares):.1f}] ({plain:.1f})"
 
-    return f"| {queries} | {structure} | " + " | ".join(map(text, FIGURES)) + " |"
+    return [queries, structure, *map(text, FIGURES)]
 
 
 if __name__ == "__main__":

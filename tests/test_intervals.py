@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from benchmarks.interval_coverage import coverage, make_population, percentile_bootstrap
-from processor.ranking.intervals import _Spread, mean_interval, measure_interval, paired_interval
+from processor.ranking.intervals import _spread, mean_interval, measure_interval, paired_interval
 
 
 def test_the_interval_of_independent_hits_is_wilsons():
@@ -19,11 +19,11 @@ def test_the_interval_of_independent_hits_is_wilsons():
 def test_the_design_effect_is_kishs():
     # Ships of three queries whose hits are alike within a ship: correlation 1, so 60 queries count as 20.
     hits, ships = np.repeat([1.0] * 12 + [0.0] * 8, 3), np.repeat(np.arange(20), 3)
-    spread = _Spread.of(hits, ships, variance_is_known=True)
-    assert spread.design_effect == pytest.approx(3)
+    _, effect, _ = _spread(hits, ships, variance_is_known=True)
+    assert effect == pytest.approx(3)
     # Hits that are dealt out evenly, one of three a ship: no two queries of a ship are alike, so none is lost.
-    even = _Spread.of(np.tile([1.0, 0.0, 0.0], 20), ships, variance_is_known=True)
-    assert even.design_effect == 1
+    _, effect, _ = _spread(np.tile([1.0, 0.0, 0.0], 20), ships, variance_is_known=True)
+    assert effect == 1
 
 
 def test_the_variance_of_the_mean_and_its_degrees_of_freedom_agree_with_simulation():
@@ -32,9 +32,9 @@ def test_the_variance_of_the_mean_and_its_degrees_of_freedom_agree_with_simulati
     variances, degrees, means = [], [], []
     for _ in range(3000):
         values = np.repeat(random.standard_normal(40), 4) + random.standard_normal(160)  # correlation one half
-        spread = _Spread.of(values, ships, variance_is_known=False)
-        variances.append(spread.variance * spread.design_effect / 160)
-        degrees.append(spread.degrees)
+        variance, effect, freedom = _spread(values, ships, variance_is_known=False)
+        variances.append(variance * effect / 160)
+        degrees.append(freedom)
         means.append(values.mean())
     assert np.mean(variances) == pytest.approx(np.var(means), rel=0.06)
     # A variance with n degrees of freedom has the relative variance 2 / n (Satterthwaite).
@@ -179,3 +179,15 @@ def test_the_interval_of_a_measure_keeps_to_its_limit_and_one_group_tells_nothin
     assert (equal.low, equal.high) == (0.5, 0.5)
     with pytest.raises(ValueError, match="no query counts"):
         measure_interval([np.nan], [0])
+
+
+def test_intervals_by_value():
+    """Every constant counts: the weight of two ships in the variance, the padding by two, the critical value's degrees."""
+    values, ships = [0.9, 0.8, 0.35, 0.5, 1.0, 0.25, 0.6], [1, 1, 2, 3, 3, 4, 5]
+    rate, hits = mean_interval(values, ships), mean_interval([1, 1, 0, 1, 1, 0, 0], ships)
+    paired = paired_interval(values, [0.9, 0.7, 0.55, 0.5, 1.0, 0.95, 0.5], ships)
+    measure = measure_interval(values, ships)
+    every = [ends for interval in (rate, hits, paired, measure) for ends in interval.ends]
+    assert every == pytest.approx(
+        [0.262207968, 0.889604756, 0.177417579, 0.891804453, -0.269906614, 0.42546217, 0.29121237, 0.965930487], abs=1e-8
+    )

@@ -62,45 +62,37 @@ class Interval:
         return f"{100 * self.low:.1f}-{100 * self.high:.1f}"
 
 
-@dataclass(frozen=True)
-class _Spread:
+def _spread(values: np.ndarray, identities: np.ndarray, *, variance_is_known: bool) -> tuple[float, float, float]:
     """What values over queries tell of the error of their mean.
 
-    Attributes:
-        variance: of a query's value.
-        design_effect: variance of the mean over that of as many independent queries; 1 to the number of queries.
-        degrees: of freedom of the two, as one number; infinite where neither is estimated.
+    Returns:
+        Variance of a query's value; design effect: variance of the mean over that of as many independent queries, 1 to their
+        number; degrees of freedom of the two, as one number, infinite where neither is estimated.
     """
+    deviations = values - values.mean()
+    _, ship, sizes = np.unique(identities, return_inverse=True, return_counts=True)
+    queries, variance = len(values), float(np.square(deviations).mean())
+    largest = float(np.square(sizes).sum()) / queries  # the design effect of ships whose queries are all alike
+    if len(sizes) == 1 or variance < _NO_VARIANCE:
+        correlation = 1.0
+    elif len(sizes) == queries:
+        correlation = 0.0
+    else:
+        between = float(np.square(np.bincount(ship, deviations)).sum()) / (1 - largest / queries)
+        within = variance * queries / (1 - 1 / queries)
+        correlation = min(1.0, max(0.0, (between / within - 1) / (largest - 1)))
+    effect = 1 + correlation * (largest - 1)
+    # Half the variance of the pairs' products, in units of the effect, for normal values that correlate so within a ship.
+    noise = (np.square((sizes - 1) * (1 + (sizes - 1) * correlation)) + (sizes - 1) * (1 - correlation) ** 2).sum()
+    noise = float(noise) / queries**2
+    if not variance_is_known:
+        noise += effect**2 / max(1, queries - 1)
+    return variance, effect, (1 - 1 / len(sizes)) * effect**2 / noise if noise else np.inf
 
-    variance: float
-    design_effect: float
-    degrees: float
 
-    @classmethod
-    def of(cls, values: np.ndarray, identities: np.ndarray, *, variance_is_known: bool) -> "_Spread":
-        deviations = values - values.mean()
-        _, ship, sizes = np.unique(identities, return_inverse=True, return_counts=True)
-        queries, variance = len(values), float(np.square(deviations).mean())
-        largest = float(np.square(sizes).sum()) / queries  # the design effect of ships whose queries are all alike
-        if len(sizes) == 1 or variance < _NO_VARIANCE:
-            correlation = 1.0
-        elif len(sizes) == queries:
-            correlation = 0.0
-        else:
-            between = float(np.square(np.bincount(ship, deviations)).sum()) / (1 - largest / queries)
-            within = variance * queries / (1 - 1 / queries)
-            correlation = min(1.0, max(0.0, (between / within - 1) / (largest - 1)))
-        effect = 1 + correlation * (largest - 1)
-        # Half the variance of the pairs' products, in units of the effect, for normal values that correlate so within a ship.
-        noise = (np.square((sizes - 1) * (1 + (sizes - 1) * correlation)) + (sizes - 1) * (1 - correlation) ** 2).sum()
-        noise = float(noise) / queries**2
-        if not variance_is_known:
-            noise += effect**2 / max(1, queries - 1)
-        return cls(variance, effect, (1 - 1 / len(sizes)) * effect**2 / noise if noise else np.inf)
-
-    def critical_value(self, level: float) -> float:
-        """Two-sided, of Student's t."""
-        return float(stdtrit(max(1.0, self.degrees), (1 + level) / 2))
+def _critical_value(degrees: float, level: float) -> float:
+    """Two-sided, of Student's t."""
+    return float(stdtrit(max(1.0, degrees), (1 + level) / 2))
 
 
 def mean_interval(values: ArrayLike, identities: ArrayLike, *, level: float = 0.95) -> Interval:
@@ -120,14 +112,13 @@ def mean_interval(values: ArrayLike, identities: ArrayLike, *, level: float = 0.
     if values.min() < 0 or values.max() > 1:
         raise ValueError("the values of a rate lie in 0..1")
     mean, ships = float(values.mean()), len(np.unique(identities))
-    spread = _Spread.of(values, identities, variance_is_known=bool(np.isin(values, (0, 1)).all()))
-    hits, variance = mean * (1 - mean), spread.variance
+    variance, effect, degrees = _spread(values, identities, variance_is_known=bool(np.isin(values, (0, 1)).all()))
+    hits = mean * (1 - mean)
     weight = _PRIOR_SHIPS / (ships + _PRIOR_SHIPS)
     variance = (1 - weight) * variance + weight * hits
     # At a mean of 0 or 1 both variances are zero, and every query counts as a hit or a miss.
-    count = len(values) / spread.design_effect * (hits / variance if variance > _NO_VARIANCE else 1)
-    critical = spread.critical_value(level)
-    squared = critical**2 / count
+    count = len(values) / effect * (hits / variance if variance > _NO_VARIANCE else 1)
+    squared = _critical_value(degrees, level) ** 2 / count
     centre = (mean + squared / 2) / (1 + squared)
     half = np.sqrt(squared * hits + squared**2 / 4) / (1 + squared)
     low, high = max(0.0, float(centre - half)), min(1.0, float(centre + half))
@@ -156,9 +147,8 @@ def measure_interval(values: ArrayLike, groups: ArrayLike, *, lowest: float = -n
     mean, count, number = float(values.mean()), len(values), len(np.unique(groups))
     if number == 1:
         return Interval(mean, lowest, np.inf, level, count, number)
-    spread = _Spread.of(values, groups, variance_is_known=False)
-    error = np.sqrt(spread.variance * spread.design_effect / (count - spread.design_effect))
-    half = spread.critical_value(level) * float(error)
+    variance, effect, degrees = _spread(values, groups, variance_is_known=False)
+    half = _critical_value(degrees, level) * float(np.sqrt(variance * effect / (count - effect)))
     return Interval(mean, max(lowest, mean - half), mean + half, level, count, number)
 
 
@@ -186,10 +176,9 @@ def paired_interval(first: ArrayLike, second: ArrayLike, identities: ArrayLike, 
     _, ship = np.unique(identities, return_inverse=True)
     ships = int(ship.max()) + 1
     padded = np.append(differences, [size, -size])
-    spread = _Spread.of(
-        padded, np.append(ship, [ships, ships + 1]), variance_is_known=bool(np.isin(differences, (-1, 0, 1)).all())
-    )
-    half = spread.critical_value(level) * np.sqrt(spread.variance * spread.design_effect / len(padded))
+    known = bool(np.isin(differences, (-1, 0, 1)).all())
+    variance, effect, degrees = _spread(padded, np.append(ship, [ships, ships + 1]), variance_is_known=known)
+    half = _critical_value(degrees, level) * np.sqrt(variance * effect / len(padded))
     mean = float(differences.mean())
     low, high = max(-1.0, float(padded.mean() - half)), min(1.0, float(padded.mean() + half))
     return Interval(mean, min(low, mean), max(high, mean), level, len(differences), ships)

@@ -7,7 +7,6 @@ maximum. Q queries, G gallery images, N = Q + G images, D numbers a feature.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,30 +19,22 @@ from utils.errors import DataError
 _BLOCK_QUERIES = 256
 
 
-@dataclass(frozen=True)
-class _Neighbours:
-    """The nearest of N images.
+Neighbours = tuple[np.ndarray, np.ndarray]
+"""(N, K) places of the K nearest of each image, nearest first, itself before all; and (N, K) exp(-d) of the distances d, each
+divided by the image's largest one: in exp(-1)..1."""
 
-    Attributes:
-        indices: (N, K) places of the K nearest of each image, nearest first, itself before all.
-        closeness: (N, K) exp(-d) of the distance d, divided by the image's largest one: in exp(-1)..1.
-        farthest: (N,) the largest distance of each image, 1 if all are zero.
-    """
 
-    indices: np.ndarray
-    closeness: np.ndarray
-    farthest: np.ndarray
+def _graph(neighbours: Neighbours, k: int) -> csr_array:
+    """(N, N) sparse: the closeness where a column is among the `k` nearest of a row."""
+    nearest, closeness = (values[:, :k] for values in neighbours)
+    ends = np.arange(0, nearest.size + 1, nearest.shape[1])
+    return csr_array((closeness.ravel(), nearest.ravel(), ends), shape=(len(nearest), len(nearest)))
 
-    def graph(self, k: int) -> csr_array:
-        """(N, N) sparse: `closeness` where a column is among the `k` nearest of a row."""
-        nearest = self.indices[:, :k]
-        ends = np.arange(0, nearest.size + 1, nearest.shape[1])
-        return csr_array((self.closeness[:, :k].ravel(), nearest.ravel(), ends), shape=(len(nearest), len(nearest)))
 
-    def reciprocal(self, k: int) -> csr_array:
-        """(N, N) sparse, symmetric: 1 where two images are each among the `k` nearest of the other (equation 3)."""
-        graph = self.graph(k)
-        return graph.multiply(graph.T).sign().tocsr()
+def _reciprocal(neighbours: Neighbours, k: int) -> csr_array:
+    """(N, N) sparse, symmetric: 1 where two images are each among the `k` nearest of the other (equation 3)."""
+    graph = _graph(neighbours, k)
+    return graph.multiply(graph.T).sign().tocsr()
 
 
 def rerank(query: Tensor, gallery: Tensor, *, k1: int = 50, k2: int = 15, lambda_value: float = 0.3) -> Tensor:
@@ -84,10 +75,10 @@ def rerank_blocks(
     if not bool(torch.isfinite(images.sum())):
         raise DataError("a feature holds NaN or infinity; check the weights and the images that it was made from")
     block_rows = max(1, min(1024, memory_bytes // (16 * len(images))))
-    neighbours = _nearest(images, max(k1 + 1, k2), block_rows)
-    encoding = _average(_encode(images, neighbours, k1, block_rows), neighbours, k2)
+    neighbours, farthest = _nearest(images, max(k1 + 1, k2), block_rows)
+    encoding = _average(_encode(images, neighbours, farthest, k1, block_rows), neighbours, k2)
     encoding, holders = encoding[: len(query)], encoding[len(query) :].T.tocsr()
-    farthest = torch.from_numpy(neighbours.farthest[: len(query), None])
+    farthest = torch.from_numpy(farthest[: len(query), None])
     for start in range(0, len(query), block_rows):
         stop = min(start + block_rows, len(query))
         original = squared_distances(images[start:stop], images[len(query) :]).cpu() / farthest[start:stop]
@@ -115,8 +106,8 @@ def rerank_apart(query: Tensor, gallery: Tensor, groups: Tensor, **options) -> I
         yield torch.stack([next(rows[group]) for group in block.tolist()])
 
 
-def _nearest(images: Tensor, count: int, block_rows: int) -> _Neighbours:
-    """The `count` nearest of each image; all in a smaller set."""
+def _nearest(images: Tensor, count: int, block_rows: int) -> tuple[Neighbours, np.ndarray]:
+    """The `count` nearest of each image, all in a smaller set; and (N,) the largest distance of each, 1 if all are zero."""
     count = min(count, len(images))
     indices, closeness, farthest = [], [], []
     for start in range(0, len(images), block_rows):
@@ -129,13 +120,14 @@ def _nearest(images: Tensor, count: int, block_rows: int) -> _Neighbours:
         farthest.append(largest.cpu())
         indices.append(nearest.indices.to(torch.int32).cpu())
         closeness.append(nearest.values.clamp_(min=0).div_(-largest[:, None]).exp_().cpu())
-    return _Neighbours(*(torch.cat(blocks).numpy() for blocks in (indices, closeness, farthest)))
+    indices, closeness, farthest = (torch.cat(blocks).numpy() for blocks in (indices, closeness, farthest))
+    return (indices, closeness), farthest
 
 
-def _encode(images: Tensor, neighbours: _Neighbours, k1: int, block_rows: int) -> csr_array:
+def _encode(images: Tensor, neighbours: Neighbours, farthest: np.ndarray, k1: int, block_rows: int) -> csr_array:
     """(N, N) sparse rows that sum to 1: weights of the expanded reciprocal neighbours (equations 4 to 7)."""
-    graph = neighbours.graph(k1 + 1)
-    near, half = neighbours.reciprocal(k1 + 1), neighbours.reciprocal(round(k1 / 2) + 1)
+    graph = _graph(neighbours, k1 + 1)
+    near, half = _reciprocal(neighbours, k1 + 1), _reciprocal(neighbours, round(k1 / 2) + 1)
     sizes = half.sum(axis=1)
     blocks = []
     for start in range(0, len(images), block_rows):
@@ -148,7 +140,7 @@ def _encode(images: Tensor, neighbours: _Neighbours, k1: int, block_rows: int) -
         added = (expanded - known.sign()).tocoo()
         added.eliminate_zeros()
         rows = start + added.row
-        added.data = np.exp(-_pair_distances(images, rows, added.col, block_rows) / neighbours.farthest[rows])
+        added.data = np.exp(-_pair_distances(images, rows, added.col, block_rows) / farthest[rows])
         weights = (known + added).tocsr()
         blocks.append(weights.multiply(1 / np.maximum(weights.sum(axis=1), 1e-9)[:, None]).tocsr())
     return vstack(blocks, format="csr")
@@ -162,10 +154,10 @@ def _pair_distances(images: Tensor, rows: np.ndarray, columns: np.ndarray, block
     return torch.cat(distances).cpu().numpy()
 
 
-def _average(encoding: csr_array, neighbours: _Neighbours, k2: int) -> csr_array:
+def _average(encoding: csr_array, neighbours: Neighbours, k2: int) -> csr_array:
     """Local query expansion (equation 11): the mean encoding of the `k2` nearest."""
-    average = neighbours.graph(k2).sign() @ encoding
-    average.data /= min(k2, len(neighbours.indices))
+    average = _graph(neighbours, k2).sign() @ encoding
+    average.data /= min(k2, len(neighbours[0]))
     return average
 
 

@@ -1,0 +1,69 @@
+"""Which samples are fused: the first K of each image, of its own side's folder, as many on both sides."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.records import Chip, Modality, Split
+from processor.fusion import build_samples, find_samples
+from tests.chip_files import write_chip
+from tests.commands import tiny_cfg
+from utils.errors import DataError
+
+
+@pytest.fixture
+def images(tmp_path):
+    """An optical query of each protocol and an optical gallery image, and a SAR one."""
+    optical, sar = Modality.OPTICAL, Modality.SAR
+    kinds = {"1_RGB": Split.QUERY, "2_RGB": Split.O2S_QUERY, "3_RGB": Split.GALLERY, "4_SAR": Split.GALLERY}
+    paths = [write_chip(tmp_path / "chips" / f"{name}.tif") for name in kinds]
+    sensors = (optical, optical, optical, sar)
+    return [Chip(path, int(path.name[0]), sensor, split) for path, sensor, split in zip(paths, sensors, kinds.values())]
+
+
+def write_samples(folder: Path, images, count: int) -> str:
+    folder.mkdir()
+    for image in images:
+        for k in range(count):
+            Image.fromarray(np.full((60, 24, 3), 10 * k, np.uint8)).save(folder / f"{image.path.stem}_{k}.png")
+    return str(folder)
+
+
+def test_the_first_samples_are_taken_in_order(images, tmp_path):
+    folder = write_samples(tmp_path / "all", images[:3], 12)
+    found = find_samples(images, query_dir=folder, gallery_dir=folder, count=3)
+    assert found.per_image == 3
+    assert [[chip.path.stem[-2:] for chip in own] for own in found.chips] == [["_0", "_1", "_2"]] * 3
+    assert found.sources == (0, 1, 2)
+    assert [len(own) for own in find_samples(images, query_dir=folder, gallery_dir=folder).chips] == [12] * 3
+    with pytest.raises(DataError, match=r"fewer than TEST\.FUSION_SAMPLES 13"):
+        find_samples(images, query_dir=folder, gallery_dir=folder, count=13)
+
+
+def test_queries_of_every_protocol_have_the_samples_of_the_query_side(images, tmp_path):
+    query, gallery = write_samples(tmp_path / "q", images[:2], 2), write_samples(tmp_path / "g", images[2:3], 2)
+    found = find_samples(images, query_dir=query, gallery_dir=gallery)
+    assert [{chip.path.parent.name for chip in own} for own in found.chips] == [{"q"}, {"q"}, {"g"}]
+    assert find_samples(images, query_dir="", gallery_dir=gallery).sources == (2,)
+    assert find_samples(images, query_dir=query, gallery_dir="").sources == (0, 1)
+
+
+def test_sides_of_unequal_numbers_are_refused(images, tmp_path):
+    query, gallery = write_samples(tmp_path / "q", images[:2], 2), write_samples(tmp_path / "g", images[2:3], 3)
+    with pytest.raises(DataError, match=r"2 samples of an image in .*q and 3 samples of an image in .*g; both sides need"):
+        find_samples(images, query_dir=query, gallery_dir=gallery)
+
+
+def test_a_folder_without_a_manifest_does_not_tell_its_steps(images, tmp_path):
+    folder = write_samples(tmp_path / "all", images[:3], 1)
+    assert find_samples(images, query_dir=folder, gallery_dir=folder).steps == (None,)
+
+
+def test_the_configuration_names_folders_and_number(images, tmp_path):
+    query, gallery = write_samples(tmp_path / "q", images[:2], 2), write_samples(tmp_path / "g", images[2:3], 2)
+    changes = {"DATASETS__QUERY_ADD_DIR": query, "DATASETS__GALLERY_ADD_DIR": gallery, "TEST__FUSION_SAMPLES": 1}
+    found = build_samples(tiny_cfg(**changes), images)
+    assert found.per_image == 1
+    assert [own[0].path.parent.name for own in found.chips] == ["q", "q", "g"]
