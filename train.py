@@ -7,13 +7,13 @@ import torch
 
 from configs.command import config_parser, open_command
 from datasets.catalogue import HossData
-from datasets.loaders import build_test_loader, build_train_loader
+from datasets.loaders import build_train_loader
 from datasets.validation import build_training_data
 from loss.criterion import build_criterion
 from model.build import build_model
 from model.pretrained import build_start
 from processor.engine import build_training_plan, fit
-from processor.extraction import extract_features
+from processor.extraction import build_extractor
 from processor.ranking.evaluation import Evaluation, build_ranking, evaluate, results_table
 from processor.reid import ReIDTask
 from processor.selection import build_resumed, build_split
@@ -22,7 +22,7 @@ from solver.optimizer import build_center_optimizer, build_optimizer
 from solver.schedule import build_schedule
 from utils import distributed
 from utils.cli import run
-from utils.device import Precision, build_precision
+from utils.device import build_precision
 from utils.seed import seed_everything
 
 logger = logging.getLogger("train")
@@ -40,16 +40,10 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
     optimizer = build_optimizer(cfg, model)
     optimizers = [optimizer] if criterion.centers is None else [optimizer, build_center_optimizer(cfg, criterion.centers)]
     precision, network = build_precision(cfg, device), distributed.wrap(model, device)
-    share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
-    loader, ranking = build_test_loader(cfg, data.images, **share), build_ranking(cfg, device)
+    extractor, ranking = build_extractor(cfg, device, model=model), build_ranking(cfg, device)
 
     def test() -> Mapping[str, Evaluation]:
-        view = {"neck": cfg.TEST.NECK_FEAT, "flip": cfg.TEST.FLIP}
-        # In float32, as in testing.
-        features = extract_features(
-            model, loader, count=len(data.images), device=device, precision=Precision(device.type), **view
-        )
-        return evaluate(data.protocols, data.images, features, ranking)
+        return evaluate(data.protocols, data.images, extractor.features(data.images), ranking)
 
     return ReIDTask(
         network=network,

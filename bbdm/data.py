@@ -69,7 +69,7 @@ def to_picture(tensor: Tensor) -> NDArray[np.uint8]:
     return scaled.movedim(-3, -1).cpu().numpy()
 
 
-def build_pairs(cfg) -> PairLists:
+def build_bridge_pairs(cfg) -> PairLists:
     """The pairs that BBDM.PAIRS names."""
     every = cfg.BBDM.HOLD_OUT_EVERY
     if every == 1:
@@ -83,7 +83,7 @@ def build_pairs(cfg) -> PairLists:
     return read_registered_pairs(cfg.BBDM.PAIRS_DIR, hold_out_every=every)
 
 
-def build_train_loader(cfg, pairs: Sequence[Pair], *, device_type: str, rank: int = 0, world_size: int = 1) -> ChipLoader:
+def build_bridge_loader(cfg, pairs: Sequence[Pair], *, device_type: str, rank: int = 0, world_size: int = 1) -> ChipLoader:
     """Batches of SOLVER.IMS_PER_BATCH pairs over all ranks; choose the epoch by `loader.batch_sampler.set_epoch`."""
     sharing = {"seed": cfg.SOLVER.SEED, "rank": rank, "world_size": world_size}
     batches = shuffle_pairs(len(pairs), pairs=cfg.SOLVER.IMS_PER_BATCH, alike=True, **sharing)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bbdm import measures
-from bbdm.data import build_pairs, build_validation_loader
+from bbdm.data import build_bridge_pairs, build_validation_loader
 from bbdm.drawing import build_batch_size, build_sampling_model, draw
 from bbdm.embedding import train_embedding
 from bbdm.model import build_sampler_settings
@@ -99,11 +99,11 @@ def build_comparison(cfg, device: torch.device, *, embed: Callable[[Tensor], Ten
             pictures of the training places.
     """
     settings = build_sampler_settings(cfg)
-    pairs: PairLists = build_pairs(cfg)
+    pairs: PairLists = build_bridge_pairs(cfg)
     if not pairs.validation:
         raise DataError("no pair is held out; set BBDM.HOLD_OUT_EVERY as in training, or give val/ folders")
     model = build_sampling_model(cfg, device)
-    held_out, train = (_read(cfg, part) for part in (pairs.validation, pairs.train))
+    held_out, train = (build_pictures(cfg, part) for part in (pairs.validation, pairs.train))
     count, batch_size = cfg.BBDM.SAMPLE_NUM, build_batch_size(cfg, device)
     jobs = [(pair.optical.path.name, k) for pair in pairs.validation for k in range(count)]
     drawn = draw(model, jobs, lambda job: held_out[job // count, 0], settings, seed=cfg.SOLVER.SEED, batch_size=batch_size)
@@ -117,7 +117,7 @@ def build_comparison(cfg, device: torch.device, *, embed: Callable[[Tensor], Ten
     return {name: compare(pictures, real, places, embed) for name, pictures in methods.items()}
 
 
-def _read(cfg, pairs: Sequence[Pair]) -> Tensor:
+def build_pictures(cfg, pairs: Sequence[Pair]) -> Tensor:
     """(N, 2, 3, H, W) in [-1, 1]: optical and SAR of each pair, cut at a place that only its index decides."""
     read = []
     with progress(len(pairs), "reading pairs", unit="pair") as bar:

@@ -223,7 +223,7 @@ def build_first_stage(cfg, *, weights: str = "") -> FirstStage | None:
     return stage.eval().requires_grad_(False)
 
 
-def build_model(cfg, device: torch.device, precision: Precision, *, weights: str = "") -> BridgeModel:
+def build_bridge_model(cfg, device: torch.device, precision: Precision, *, weights: str = "") -> BridgeModel:
     """The bridge of BBDM.*, on `device`, with the weights of a checkpoint or start values.
 
     Raises:

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from bbdm.averaging import build_average, update_average
-from bbdm.data import build_pairs, build_train_loader, build_validation_loader, layout_of, to_picture
-from bbdm.model import BridgeModel, SamplerSettings, build_model
+from bbdm.data import build_bridge_loader, build_bridge_pairs, build_validation_loader, layout_of, to_picture
+from bbdm.model import BridgeModel, SamplerSettings, build_bridge_model
 from bbdm.noise import sample_seed, seeded_normal
 from configs.command import config_parser, open_command
 from datasets.pairs import PairLists
@@ -179,7 +179,7 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
     """Model, average, Adam and plateau schedule at their start, which BBDM.PRETRAINED may give."""
     sharing = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     precision = build_precision(cfg, device)
-    model = build_model(cfg, device, precision, weights="" if cfg.SOLVER.RESUME else cfg.BBDM.PRETRAINED)
+    model = build_bridge_model(cfg, device, precision, weights="" if cfg.SOLVER.RESUME else cfg.BBDM.PRETRAINED)
     average = build_average(model.network, cfg.BBDM.EMA_DECAY)
     model = model.with_network(distributed.wrap(model.network, device))
     update = build_update(cfg, model.network, precision.scaler(), device)
@@ -211,10 +211,10 @@ def main(arguments: Sequence[str]) -> None:
     )
     with open_command(parser, arguments, log="train_log.txt") as command:
         cfg, device = command.cfg, command.device
-        pairs = build_pairs(cfg)
+        pairs = build_bridge_pairs(cfg)
         logger.info("%d training pairs, %d held out; %s", len(pairs.train), len(pairs.validation), device)
         sharing = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        loader = build_train_loader(cfg, pairs.train, device_type=device.type, **sharing)
+        loader = build_bridge_loader(cfg, pairs.train, device_type=device.type, **sharing)
         seed_everything(cfg.SOLVER.SEED)  # the same start weights in every process
         task = build_bridge_task(cfg, pairs, command.folder, device)
         command.record()

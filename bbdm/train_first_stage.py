@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bbdm.data import build_pairs, build_train_loader, build_validation_loader, layout_of
+from bbdm.data import build_bridge_loader, build_bridge_pairs, build_validation_loader, layout_of
 from bbdm.first_stage import FirstStage
 from bbdm.model import build_empty_first_stage
 from configs.command import config_parser, open_command
@@ -137,8 +137,11 @@ def main(arguments: Sequence[str]) -> None:
     with open_command(parser, arguments, log="train_log.txt") as command:
         cfg, device = command.cfg, command.device
         seed_everything(cfg.SOLVER.SEED)
-        pairs = build_pairs(cfg)
-        task, loader = build_first_stage_task(cfg, pairs, device), build_train_loader(cfg, pairs.train, device_type=device.type)
+        pairs = build_bridge_pairs(cfg)
+        task, loader = (
+            build_first_stage_task(cfg, pairs, device),
+            build_bridge_loader(cfg, pairs.train, device_type=device.type),
+        )
         command.record()
         fit(task, loader, build_training_plan(cfg, command.folder, "first_stage"), resume=cfg.SOLVER.RESUME)
         logger.info("set BBDM.FIRST_STAGE %s", command.folder / f"first_stage_{cfg.SOLVER.MAX_EPOCHS}.pth")

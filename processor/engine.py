@@ -125,7 +125,7 @@ def fit(task: Task, loader, plan: TrainingPlan, *, resume: str | Path = "") -> N
     """
     done, best = restore(task, resume) if resume else (0, {})
     metrics = MetricsWriter(plan.folder / "metrics.jsonl", epoch=done)
-    loader.batch_sampler.set_epoch(done + 1)
+    loader.batch_sampler.set_epoch(done + 1)  # for the length of the bar
     with progress(len(loader) * plan.epochs, task.name, unit="step", initial=len(loader) * done) as bar:
         for epoch in range(done + 1, plan.epochs + 1):
             means = train_one_epoch(task, loader, plan, epoch, metrics, bar)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datasets.records import Batch
 from processor.engine import Task
 from processor.ranking.evaluation import RATES, Evaluation, Score
-from processor.selection import Split, write_selection
+from processor.selection import SelectionSplit, write_selection
 from processor.update import Update
 from utils.device import Precision
 from utils.log import MetricsWriter
@@ -46,7 +46,7 @@ class ReIDTask(Task):
     precision: Precision
     device: torch.device
     test: Callable[[], Mapping[str, Evaluation]]
-    split: Split
+    split: SelectionSplit
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     name = "train"
 

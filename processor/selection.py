@@ -17,7 +17,7 @@ Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Split:
+class SelectionSplit:
     """The images that the best weights are chosen on.
 
     Attributes:
@@ -31,10 +31,10 @@ class Split:
     seed: int
 
 
-def build_split(cfg) -> Split:
+def build_split(cfg) -> SelectionSplit:
     """The split of DATASETS.VAL_FRACTION."""
     fraction = cfg.DATASETS.VAL_FRACTION
-    return Split("validation" if fraction else "test", fraction, cfg.SOLVER.SEED)
+    return SelectionSplit("validation" if fraction else "test", fraction, cfg.SOLVER.SEED)
 
 
 def build_resumed(cfg) -> str:
@@ -66,8 +66,8 @@ class Selection:
         metric: 'mAP' or 'rank1', of the ALL protocol.
         score: its value, 0..1.
         split: 'test' or 'validation', where it was measured.
-        fraction: see `Split`.
-        seed: see `Split`.
+        fraction: see `SelectionSplit`.
+        seed: see `SelectionSplit`.
     """
 
     sha256: str
@@ -92,7 +92,7 @@ UNKNOWN = "no record beside the weights says on which split they were chosen"
 """Stands for `Selection.sentence` where there is no selection."""
 
 
-def write_selection(weights: Path, *, epoch: int, metric: str, score: float, split: Split) -> None:
+def write_selection(weights: Path, *, epoch: int, metric: str, score: float, split: SelectionSplit) -> None:
     """Write `<weights less .pth>.json` for a weights file that is already written."""
     chosen = Selection(sha256(weights), epoch, metric, score, split.name, split.fraction, split.seed)
     write_json(weights.with_suffix(".json"), asdict(chosen))

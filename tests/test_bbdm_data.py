@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from bbdm.data import (
+    build_bridge_loader,
+    build_bridge_pairs,
     build_dataset,
-    build_pairs,
-    build_train_loader,
     build_validation_loader,
     cut_or_resize,
     layout_of,
@@ -123,7 +123,7 @@ def test_ships_that_validate_stay_unseen(tmp_path):
     root = write_hoss(tmp_path, names)
     settings = ["BBDM.PAIRS", "hoss", "DATASETS.ROOT_DIR", str(root), "DATASETS.VAL_FRACTION", "0.3"]
     cfg = load_cfg(None, settings)
-    seen = {int(pair.place) for pair in build_pairs(cfg).train}
+    seen = {int(pair.place) for pair in build_bridge_pairs(cfg).train}
     assert seen == set(build_validation_data(cfg).labels)
     assert 0 < len(seen) < 10
 
@@ -172,7 +172,7 @@ def test_both_pictures_of_a_pair_are_cut_and_flipped_alike(cfg):
         for name in ("opt_256_oc_0.2", "sar_256_oc_0.2"):
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
     cfg = load_cfg(None, [*cfg_words(folder), "BBDM.CROP", "True", "BBDM.FLIP", "True"])
-    loader = build_train_loader(cfg, read_registered_pairs(folder).train, device_type="cpu")
+    loader = build_bridge_loader(cfg, read_registered_pairs(folder).train, device_type="cpu")
     seen = set()
     for epoch in range(3):
         loader.batch_sampler.set_epoch(epoch)
@@ -208,7 +208,7 @@ def test_two_processes_share_the_pairs_of_one(cfg):
     pairs = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
 
     def epoch(rank, world_size):
-        loader = build_train_loader(cfg, pairs, device_type="cpu", rank=rank, world_size=world_size)
+        loader = build_bridge_loader(cfg, pairs, device_type="cpu", rank=rank, world_size=world_size)
         loader.batch_sampler.set_epoch(3)
         return [batch.indices.tolist() for batch in loader]
 
@@ -250,19 +250,19 @@ def test_pictures_too_small_to_cut_are_named(cfg):
 def test_pairs_of_ships_need_the_training_chips_alone_and_hold_out_by_their_key(tmp_path):
     root = write_hoss(tmp_path, [f"{pid:04d}_a_{kind}.tif" for pid in range(1, 7) for kind in ("RGB", "SAR")])
     words = ["BBDM.PAIRS", "hoss", "DATASETS.ROOT_DIR", str(root), "BBDM.HOLD_OUT_EVERY"]
-    lists = build_pairs(load_cfg(None, [*words, "3"]))
+    lists = build_bridge_pairs(load_cfg(None, [*words, "3"]))
     assert [pair.place for pair in lists.validation] == ["3", "6"]
     assert [pair.place for pair in lists.train] == ["1", "2", "4", "5"]
-    assert [pair.place for pair in build_pairs(load_cfg(None, [*words, "2"])).validation] == ["2", "4", "6"]
+    assert [pair.place for pair in build_bridge_pairs(load_cfg(None, [*words, "2"])).validation] == ["2", "4", "6"]
     with pytest.raises(UsageError, match="HOLD_OUT_EVERY is 1"):
-        build_pairs(load_cfg(None, [*words, "1"]))
+        build_bridge_pairs(load_cfg(None, [*words, "1"]))
 
 
 def test_registered_pairs_hold_out_by_their_key(cfg):
     words = [*cfg_words(cfg.BBDM.PAIRS_DIR), "BBDM.HOLD_OUT_EVERY", "4"]
-    assert [pair.place for pair in build_pairs(load_cfg(None, words)).validation] == ["3", "7"]
+    assert [pair.place for pair in build_bridge_pairs(load_cfg(None, words)).validation] == ["3", "7"]
     with pytest.raises(UsageError, match="PAIRS_DIR is empty"):
-        build_pairs(load_cfg(None, []))
+        build_bridge_pairs(load_cfg(None, []))
 
 
 def test_validation_shares_the_batch_among_processes_and_gives_each_a_pair_at_least(cfg):
@@ -285,22 +285,22 @@ def test_training_mirrors_where_the_key_says_so_and_validation_never(tmp_path):
         loader = load(cfg, pairs, device_type="cpu")
         found = set()
         for epoch in range(12):
-            if load is build_train_loader:
+            if load is build_bridge_loader:
                 loader.batch_sampler.set_epoch(epoch)
             for batch in loader:
                 found |= {"plain" if torch.equal(image, plain) else "mirrored" for image in batch.images}
                 assert all(torch.equal(image, plain) or torch.equal(image, mirrored) for image in batch.images)
         return found
 
-    assert seen(build_train_loader, "True") == {"plain", "mirrored"}
-    assert seen(build_train_loader, "False") == seen(build_validation_loader, "True") == {"plain"}
+    assert seen(build_bridge_loader, "True") == {"plain", "mirrored"}
+    assert seen(build_bridge_loader, "False") == seen(build_validation_loader, "True") == {"plain"}
 
 
 def test_the_order_of_training_pairs_follows_from_the_seed(cfg):
     pairs = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
 
     def order(seed):
-        loader = build_train_loader(
+        loader = build_bridge_loader(
             load_cfg(None, [*cfg_words(cfg.BBDM.PAIRS_DIR), "SOLVER.SEED", str(seed)]), pairs, device_type="cpu"
         )
         loader.batch_sampler.set_epoch(1)

@@ -10,9 +10,9 @@ from bbdm.model import (
     BridgeModel,
     SamplerSettings,
     build_bridge,
+    build_bridge_model,
     build_empty_first_stage,
     build_first_stage,
-    build_model,
     build_network,
     build_sampler_settings,
 )
@@ -129,12 +129,12 @@ def test_a_model_has_the_weights_and_the_layout_that_were_asked_for(tmp_path, mo
     save(tmp_path / "bridge.pth", network.state_dict())
     monkeypatch.setattr("bbdm.model.layout_of", lambda device: torch.channels_last)
     precision = Precision("cpu", torch.bfloat16)
-    model = build_model(small_cfg(OBJECTIVE="noise"), CPU, precision, weights=str(tmp_path / "bridge.pth"))
+    model = build_bridge_model(small_cfg(OBJECTIVE="noise"), CPU, precision, weights=str(tmp_path / "bridge.pth"))
     assert torch.equal(model.network.out[2].weight, network.out[2].weight)
     assert model.network.out[2].weight.is_contiguous(memory_format=torch.channels_last)
     assert (model.precision, model.first_stage, model.bridge.objective) == (precision, None, "noise")
     stage = write_stage(tmp_path / "stage.pth", 0.0)
-    latent = build_model(small_cfg(SPACE="latent", FIRST_STAGE=stage), CPU, precision)
+    latent = build_bridge_model(small_cfg(SPACE="latent", FIRST_STAGE=stage), CPU, precision)
     assert latent.first_stage.encoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     average = latent.with_network(network)
     assert (average.network, average.first_stage) == (network, latent.first_stage)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bbdm import sample, train
-from bbdm.model import build_empty_first_stage, build_model
+from bbdm.model import build_bridge_model, build_empty_first_stage
 from bbdm.unet import make_unet
 from configs import load_cfg
 from datasets.catalogue import read_hoss
@@ -312,7 +312,7 @@ def test_the_latent_model_lives_between_latents(data, tmp_path):
     }
     cfg = load_cfg(None, arguments(data, tmp_path, **settings))
     torch.save(build_empty_first_stage(cfg).state_dict(), tmp_path / "stage.pth")
-    model = build_model(cfg, torch.device("cpu"), Precision("cpu"))
+    model = build_bridge_model(cfg, torch.device("cpu"), Precision("cpu"))
     pictures = torch.zeros(1, 3, 16, 8)
     assert model.encode(pictures).shape == model.state_shape(pictures) == (1, 3, 8, 4)
     assert not any(weight.requires_grad for weight in model.first_stage.parameters())

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from bbdm import evaluate
-from bbdm.data import build_pairs, to_tensor
+from bbdm.data import build_bridge_pairs, to_tensor
 from bbdm.model import build_network
 from configs import load_cfg
 from datasets.chips import read_chip
@@ -42,7 +42,7 @@ def test_ships_are_ranked_by_generated_pictures_alone(network, tmp_path, monkeyp
     """Two ships are held out, and the bridge "generates" the real SAR chip of the right one, or of the other one."""
     words = [*WORDS, "DATASETS.ROOT_DIR", str(write_hoss(tmp_path / "data", train_ships=6, views=1))]
     cfg = load_cfg(None, words)
-    held_out = build_pairs(cfg).validation
+    held_out = build_bridge_pairs(cfg).validation
     assert [pair.place for pair in held_out] == ["3", "6"]
     save(tmp_path / "bridge.pth", build_network(cfg).state_dict())
     real = [read_chip(pair.sar, render_percentile) for pair in held_out]

@@ -20,7 +20,7 @@ from processor.ranking.evaluation import Ranking, build_ranking, evaluate, rank_
 from processor.ranking.reranking import rerank_apart
 from processor.ranking.retrieval import rank_features
 from processor.reid import ReIDTask
-from processor.selection import Split
+from processor.selection import SelectionSplit
 from processor.update import Update
 from tests.chip_files import write_chip
 from tests.commands import tiny_cfg
@@ -270,7 +270,7 @@ def task_of(*, weights=None, centers=None, test=dict) -> ReIDTask:
     network, criterion = Net(), Criterion({"identity": 1.0, "triplet": 0.5} if weights is None else weights, centers=centers)
     optimizers = [torch.optim.SGD(learned.parameters(), lr=0.1) for learned in (network, criterion) if [*learned.parameters()]]
     update = Update(network, optimizers, torch.amp.GradScaler("cpu", enabled=False), others=criterion.parameters())
-    return ReIDTask(network, criterion, update, Schedule(), FLOAT32, CPU, test, Split("validation", 0.2, 3))
+    return ReIDTask(network, criterion, update, Schedule(), FLOAT32, CPU, test, SelectionSplit("validation", 0.2, 3))
 
 
 def numbers_of(task: ReIDTask, batch: Batch) -> dict[str, float]:

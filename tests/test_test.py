@@ -14,7 +14,7 @@ from PIL import Image
 import test as command
 from model.build import build_model
 from processor import extraction
-from processor.selection import Split, write_selection
+from processor.selection import SelectionSplit, write_selection
 from tests.chip_files import write_hoss
 from tests.commands import Ended, call, settings, tiny_cfg
 from utils.checkpoint import load, save
@@ -91,7 +91,7 @@ def test_what_was_counted_and_how_weights_were_chosen_is_said(data, weights, don
     assert "no record beside the weights" in ended.out
     copy = tmp_path / "best_model_mAP.pth"
     shutil.copy(weights, copy)
-    write_selection(copy, epoch=7, metric="mAP", score=0.25, split=Split("test", 0.0, 1))
+    write_selection(copy, epoch=7, metric="mAP", score=0.25, split=SelectionSplit("test", 0.0, 1))
     ended = run_test(data, copy, tmp_path / "run", TEST__SAME_MODALITY_GALLERY=False)
     assert "chosen on the test split (epoch 7" in ended.out
     assert "are left out of the gallery" in ended.out

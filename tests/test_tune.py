@@ -20,7 +20,7 @@ from processor.ranking.evaluation import Ranking
 from processor.ranking.intervals import Interval
 from processor.ranking.results import Outcome, Score
 from processor.ranking.tuning import Trial, choose, choose_on_other_ships, compare_choice, name_steps
-from processor.selection import Split, write_selection
+from processor.selection import SelectionSplit, write_selection
 from tests.chip_files import write_hoss
 from tests.commands import call, settings, tiny_cfg
 from tools import tune
@@ -214,7 +214,11 @@ def test_a_choice_on_the_test_split_is_printed_with_every_result_made_from_it(ro
 def test_weights_that_learnt_from_the_validation_ships_are_refused(root, tmp_path):
     weights = tmp_path / "best_model_mAP.pth"
     shutil.copy(root / "weights.pth", weights)
-    for split, status in ((Split("validation", 0.4, 1234), 0), (Split("validation", 0.4, 7), 2), (Split("test", 0.0, 1234), 2)):
+    for split, status in (
+        (SelectionSplit("validation", 0.4, 1234), 0),
+        (SelectionSplit("validation", 0.4, 7), 2),
+        (SelectionSplit("test", 0.0, 1234), 2),
+    ):
         write_selection(weights, epoch=1, metric="mAP", score=0.5, split=split)
         ended = tuned(root, *RERANK, TEST__WEIGHT=weights, DATASETS__VAL_FRACTION=0.4)
         assert ended.status == status, ended.err

@@ -12,7 +12,7 @@ import train
 from datasets.catalogue import read_hoss
 from datasets.records import Modality
 from datasets.validation import hold_out
-from processor.selection import Split, find_selection, write_selection
+from processor.selection import SelectionSplit, find_selection, write_selection
 from tests.chip_files import write_hoss
 from tests.commands import call, settings
 from utils.checkpoint import load, save, sha256
@@ -135,7 +135,7 @@ def test_a_run_is_not_resumed_with_other_validation_ships(trained):
 def test_a_record_belongs_to_the_content_of_a_file_and_not_to_its_name(tmp_path):
     weights = tmp_path / "best_model_mAP.pth"
     save(weights, {"a": torch.ones(1)})
-    write_selection(weights, epoch=3, metric="mAP", score=0.5, split=Split("test", 0.0, 1))
+    write_selection(weights, epoch=3, metric="mAP", score=0.5, split=SelectionSplit("test", 0.0, 1))
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "broken.json").write_text("{")
     renamed = shutil.copy(weights, tmp_path / "renamed.pth")
@@ -148,7 +148,7 @@ def test_a_record_belongs_to_the_content_of_a_file_and_not_to_its_name(tmp_path)
 def test_a_record_that_is_no_record_is_passed_over(tmp_path):
     weights = tmp_path / "w.pth"
     save(weights, {"a": torch.zeros(2)})
-    write_selection(weights, epoch=3, metric="mAP", score=0.5, split=Split("test", 0.0, 1))
+    write_selection(weights, epoch=3, metric="mAP", score=0.5, split=SelectionSplit("test", 0.0, 1))
     path = weights.with_suffix(".json")
     path.write_text(path.read_text().replace("0.5", "null"))
     assert find_selection(weights, sha256(weights)) is None

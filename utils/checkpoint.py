@@ -28,6 +28,19 @@ WRAPPERS = ("module.", "_orig_mod.")
 
 SAFETENSORS = ".safetensors"
 
+UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OSError,
+    zipfile.BadZipFile,
+    SafetensorError,
+)
+"""What the readers raise at a file that is none of theirs or is cut short."""
+
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write `content`, whole or not at all: in the safetensors format if `path` ends in .safetensors, else with torch.save.
@@ -77,18 +90,7 @@ def load(path: str | Path) -> Any:
                 "save its state dict alone"
             ) from error
         raise CheckpointError(f"{path} is no checkpoint; it should be a file written by torch.save") from error
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        zipfile.BadZipFile,
-        UnicodeDecodeError,
-        AttributeError,
-        SafetensorError,
-        OSError,
-    ) as error:
+    except UNREADABLE as error:
         if isinstance(error, OSError) and error.filename:
             raise  # the disk's; torch's own, of an archive that is cut short, names no file
         raise CheckpointError(
