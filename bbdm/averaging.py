@@ -9,7 +9,7 @@ def build_average(network: nn.Module, decay: float = 0.995) -> AveragedModel:
 
     `decay` is 0..1. The state to keep is that of `module`: `update_average` needs no count of what came before.
     """
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
     return average.eval().requires_grad_(False)
 
 
