@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from configs.command import Command, config_parser, open_command
 from datasets.catalogue import read_hoss
+from processor.common_space import build_common_space, space_sentence
 from processor.extraction import build_extractor
 from processor.feature_store import hash_files, hash_text
 from processor.fusion import build_samples, fuse_images
@@ -28,9 +29,11 @@ def test(command: Command) -> Results:
     samples = build_samples(cfg, data.images)
     hashes = hash_files([chip.path for chip in data.images])
     features = extractor.features(samples.images if samples else data.images, hashes, description="features")
-    fused = None
+    space, fused = build_common_space(cfg, extractor), None
+    features = space.map_images(features, [chip.modality for chip in data.images]) if space else features
     if samples:
         generated, _ = extractor.samples(samples, hashes, description="features of samples")
+        generated = space.map_samples(generated) if space else generated
         fused = fuse_images(features, generated, samples.sources, tau=cfg.TEST.FUSION_TAU)
     ranking, sources = build_ranking(cfg, device), samples.sources if samples else ()
     return Results(
@@ -43,6 +46,7 @@ def test(command: Command) -> Results:
         samples_per_image=samples.per_image if samples else 0,
         protocols=evaluate(data.protocols, data.images, features, ranking, fused=fused, sources=sources),
         environment=describe_environment(device=device, seed=cfg.SOLVER.SEED),
+        common_space=space.settings if space else None,
     )
 
 
@@ -56,6 +60,8 @@ def main(arguments: Sequence[str]) -> None:
             write_results(command.folder / "results.json", results)
             print(results_table(results.protocols))
             print(f"{counting_line(build_ranking(command.cfg, command.device))}\n95 %: {METHOD}")
+            if results.common_space:
+                print(space_sentence(results.common_space))
             print("\n".join([results.selection.sentence() if results.selection else UNKNOWN, *results.tuning]))
             logger.info("wrote %s", command.folder / "results.json")
 

@@ -161,3 +161,12 @@ def test_wrong_calls(tmp_path):
     assert call(compare.main).status == 2
     assert call(compare.main, "a", "b", "c").status == 2
     assert "example" in call(compare.main, "--help").out
+
+
+def test_another_space_is_said(tmp_path):
+    first, second = write(tmp_path / "a.json", A), tmp_path / "b.json"
+    space = {"kind": "cca", "shrinkage": 0.05, "dimensions": 48, "ships": 9}
+    second.write_text(json.dumps(content(B) | {"common_space": space}))
+    ended = call(compare.main, first, second)
+    assert "the space too: A's features are compared as they are and B's features are compared in the common" in ended.out
+    assert "the space too" not in call(compare.main, second, second).out

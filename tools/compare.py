@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from processor.common_space import space_sentence
 from processor.ranking.comparison import METRICS, Comparison, compare_outcomes
 from processor.ranking.intervals import PAIRED_METHOD
 from processor.ranking.results import KINDS, Results, Score, read_results
@@ -127,6 +128,11 @@ def notes(files: Sequence[File]) -> list[str]:
         if any(value != values[0] for value in values):
             sides = (f"{name}'s {_options(value)}" for name, value in zip("AB", values))
             told.append(f"figures differ by {words} too: {' and '.join(sides)}")
+    spaces = [results.common_space for _, results in files]
+    if any(space != spaces[0] for space in spaces):
+        own = "features are compared as they are"
+        sides = (f"{name}'s {space_sentence(space) if space else own}" for name, space in zip("AB", spaces))
+        told.append(f"figures differ by the space too: {' and '.join(sides)}")
     if len({results.data["sha256"] for _, results in files}) > 1:
         told.append("the test images of A and B are not the same files, or not in the same order")
     return told

@@ -22,6 +22,7 @@ from datasets.chips import read_chip
 from datasets.loaders import build_rendering
 from datasets.records import DISTRACTOR, Chip, Modality, Split
 from datasets.sar import SarRendering
+from processor.common_space import build_common_space
 from processor.extraction import build_extractor
 from processor.ranking.evaluation import Ranking, build_ranking, expand, warn_of_ties
 from processor.ranking.reranking import rerank_apart
@@ -190,6 +191,8 @@ def main(arguments: Sequence[str]) -> None:
         gallery = find_records(args.gallery, Split.GALLERY, args.gallery_modality)
         extractor = build_extractor(cfg, device, weights=args.weights)
         features = extractor.features([*query, *gallery], description="features")
+        if space := build_common_space(cfg, extractor):
+            features = space.map_images(features, [chip.modality for chip in (*query, *gallery)])
         lists = rank_records(query, gallery, features, build_ranking(cfg, device), top_k=args.top_k)
         write_text(args.output / "ranking.csv", format_lists(lists))
         write_json(args.output / "prediction.json", prediction(lists))

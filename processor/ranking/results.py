@@ -93,6 +93,8 @@ class Results:
         samples_per_image: how many were fused; 0 for none.
         protocols: by name.
         environment: see `utils.log.describe_environment`.
+        common_space: `processor.common_space.CommonSpace.settings` of the space that features were compared in; the file leaves
+            it out where there was none.
     """
 
     weights: dict[str, str]
@@ -104,6 +106,7 @@ class Results:
     samples_per_image: int
     protocols: dict[str, Evaluation]
     environment: dict[str, Any]
+    common_space: dict[str, str | int | float] | None = None
 
     @property
     def scores(self) -> dict[tuple[str, str], Score]:
@@ -117,7 +120,10 @@ _CODEC = TypeAdapter(Results)
 
 def write_results(path: Path, results: Results) -> None:
     """Write a results.json, whole or not at all."""
-    write_json(path, _CODEC.dump_python(results, mode="json"))
+    content = _CODEC.dump_python(results, mode="json")
+    if results.common_space is None:
+        del content["common_space"]
+    write_json(path, content)
 
 
 def read_results(path: Path) -> Results:
