@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from utils import checkpoint
@@ -31,10 +33,25 @@ class _Ignored(dict):
         pass
 
 
-def read_bridge(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a bridge's network under their published names (`input_blocks.*` ...), averaged ones where there are.
+@dataclass(frozen=True)
+class BridgeFile:
+    """What a file holds of a bridge. Tensors are the network's, under their published names (`input_blocks.*` ...).
 
-    Read are: a bare state dict; our `last.pth`; BBDM's files, `model` with `denoise_fn.*` and `ema`. What was taken is logged.
+    Attributes:
+        path: of the file.
+        weights: as trained; the averaged ones where the file holds no others.
+        averages: their moving average; the weights as trained where the file holds none.
+        batches: of the training that left them, where the file holds both sets and the count, else None.
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    averages: dict[str, Tensor]
+    batches: int | None
+
+
+def read_bridge(path: str | Path) -> BridgeFile:
+    """The network of a bare state dict, of our `last.pth`, or of BBDM's files: `model` with `denoise_fn.*`, and `ema`.
 
     Raises:
         CheckpointError: as `utils.checkpoint.load`; also a file without a bridge's network.
@@ -54,7 +71,8 @@ def read_bridge(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds no bridge network (input_blocks.*, or denoise_fn.* in BBDM's files); see BBDM.WEIGHT"
         )
     logger.info("%s: %d tensors of the network, %d of them averaged", path, len(merged), len(averages))
-    return merged
+    batches = _batches_of(content) if weights and averages else None
+    return BridgeFile(Path(path), weights or merged, merged, batches)
 
 
 def read_first_stage(path: str | Path) -> dict[str, Tensor]:
@@ -111,6 +129,16 @@ def _load(path: str | Path) -> Any:
         logger.info("%s: objects that are not needed were left out: %s", path, some(name for _, name in ignored))
     with torch.serialization.safe_globals(ignored):
         return checkpoint.load(path)
+
+
+def _batches_of(content: Mapping[str, Any]) -> int | None:
+    """The batches that a training had seen when it wrote `content`: BBDM's `step`, or our steps of the optimiser."""
+    if isinstance(content.get("step"), int):
+        return content["step"]
+    try:
+        return int(content["update"]["steps"]) * int(yaml.safe_load(content["config"])["BBDM"]["ACCUMULATION"])
+    except (LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError):
+        return None
 
 
 def _tensors_under(content: Any, key: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bbdm.checkpoints import read_bridge
 from bbdm.data import layout_of
 from bbdm.model import BridgeModel, SamplerSettings, build_bridge_model
 from bbdm.noise import sample_seed, seeded_normal
@@ -64,7 +65,7 @@ def build_sampling_model(cfg, device: torch.device) -> BridgeModel:
     As the ReID test, it computes in float32 unless SOLVER.AMP names less: the first steps divide by small numbers.
     """
     precision = find_precision("off" if cfg.SOLVER.AMP == "auto" else cfg.SOLVER.AMP, device)
-    model = build_bridge_model(cfg, device, precision, weights=cfg.BBDM.WEIGHT)
+    model = build_bridge_model(cfg, device, precision, weights=read_bridge(cfg.BBDM.WEIGHT))
     model.network.eval().requires_grad_(False)
     return model
 

@@ -6,12 +6,13 @@ Legend: B batch, H x W pixels, (c, h, w) a state of the bridge: (3, H, W) in pix
 import logging
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bbdm.bridge import Bridge, bridge_loss, make_schedule
-from bbdm.checkpoints import fill_network, read_bridge, read_first_stage
+from bbdm.checkpoints import BridgeFile, fill_network, read_first_stage
 from bbdm.data import layout_of
 from bbdm.first_stage import FirstStage, make_first_stage
 from bbdm.sampler import Noise, few_steps, released_steps, sample_few_steps, sample_released
@@ -20,6 +21,9 @@ from utils.device import Precision
 from utils.errors import CheckpointError, UsageError
 
 logger = logging.getLogger(__name__)
+
+NETWORK_KEYS = "BBDM.WIDTH, MULTIPLIERS, BLOCKS and SPACE"
+"""Keys that decide the network's tensors, for messages."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ def build_empty_first_stage(cfg) -> FirstStage:
     )
 
 
-def build_first_stage(cfg, *, weights: str = "") -> FirstStage | None:
+def build_first_stage(cfg, *, weights: str | Path = "") -> FirstStage | None:
     """The frozen first stage of the latent model, None for the pixel one.
 
     Args:
@@ -223,17 +227,19 @@ def build_first_stage(cfg, *, weights: str = "") -> FirstStage | None:
     return stage.eval().requires_grad_(False)
 
 
-def build_bridge_model(cfg, device: torch.device, precision: Precision, *, weights: str = "") -> BridgeModel:
-    """The bridge of BBDM.*, on `device`, with the weights of a checkpoint or start values.
+def build_bridge_model(
+    cfg, device: torch.device, precision: Precision, *, weights: BridgeFile | None = None, averaged: bool = True
+) -> BridgeModel:
+    """The bridge of BBDM.*, on `device`, with start values or the averaged (or trained) weights of a file.
 
     Raises:
         UsageError: sizes that make no network.
-        CheckpointError: a checkpoint that is missing, or of another shape.
+        CheckpointError: weights of another shape, or no first stage.
     """
     network = build_network(cfg)
-    if weights:
-        fill_network(network, read_bridge(weights), weights, "BBDM.WIDTH, MULTIPLIERS, BLOCKS and SPACE")
-    first_stage = build_first_stage(cfg, weights=weights)
+    if weights is not None:
+        fill_network(network, weights.averages if averaged else weights.weights, weights.path, NETWORK_KEYS)
+    first_stage = build_first_stage(cfg, weights=weights.path if weights else "")
     layout = layout_of(device)
     network.to(device, memory_format=layout)
     if first_stage is not None:

@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from bbdm.averaging import build_average, update_average
+from bbdm.checkpoints import BridgeFile, fill_network, read_bridge
 from bbdm.data import build_bridge_loader, build_bridge_pairs, build_validation_loader, layout_of, to_picture
-from bbdm.model import BridgeModel, SamplerSettings, build_bridge_model
+from bbdm.model import NETWORK_KEYS, BridgeModel, SamplerSettings, build_bridge_model
 from bbdm.noise import sample_seed, seeded_normal
 from configs.command import config_parser, open_command
 from datasets.pairs import PairLists
@@ -175,14 +176,28 @@ def build_update(cfg, network: nn.Module, scaler: torch.amp.GradScaler, device: 
     return Update(network, [optimizer], scaler, **steps)
 
 
+def build_first_step(cfg, start: BridgeFile) -> int:
+    """The optimiser steps that fine-tuning counts on from: those that made `start`, or as many as end the copying."""
+    own = start.batches is not None
+    batches = start.batches if own else cfg.BBDM.EMA_START
+    what = f"raw and averaged weights after {batches} batches" if own else "one set of weights, or no count of batches"
+    when = "at once" if batches >= cfg.BBDM.EMA_START else f"from batch {cfg.BBDM.EMA_START} on"
+    logger.info("BBDM.PRETRAINED %s holds %s: training goes on from it, and averages %s", start.path, what, when)
+    return -(-batches // cfg.BBDM.ACCUMULATION)
+
+
 def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device) -> BridgeTask:
     """Model, average, Adam and plateau schedule at their start, which BBDM.PRETRAINED may give."""
     sharing = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     precision = build_precision(cfg, device)
-    model = build_bridge_model(cfg, device, precision, weights="" if cfg.SOLVER.RESUME else cfg.BBDM.PRETRAINED)
+    start = read_bridge(cfg.BBDM.PRETRAINED) if cfg.BBDM.PRETRAINED and not cfg.SOLVER.RESUME else None
+    model = build_bridge_model(cfg, device, precision, weights=start, averaged=False)
     average = build_average(model.network, cfg.BBDM.EMA_DECAY)
     model = model.with_network(distributed.wrap(model.network, device))
     update = build_update(cfg, model.network, precision.scaler(), device)
+    if start is not None:
+        fill_network(average.module, start.averages, start.path, NETWORK_KEYS)
+        update.steps = build_first_step(cfg, start)
     shown = build_validation_loader(cfg, (pairs.validation or pairs.train)[:GRID_ROWS], device_type="cpu")
     held_out = pairs.validation and build_validation_loader(cfg, pairs.validation, device_type=device.type, **sharing)
     return BridgeTask(

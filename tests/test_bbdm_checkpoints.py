@@ -33,7 +33,7 @@ def prefixed(prefix, module):
 
 def test_a_bare_network_is_read(tmp_path, network):
     torch.save(network.state_dict(), tmp_path / "bridge_1.pth")
-    tensors = read_bridge(tmp_path / "bridge_1.pth")
+    tensors = read_bridge(tmp_path / "bridge_1.pth").averages
     assert tensors.keys() == network.state_dict().keys()
     assert all(torch.equal(tensors[name], value) for name, value in network.state_dict().items())
 
@@ -43,7 +43,7 @@ def test_published_files_give_the_averaged_network_and_the_first_stage(tmp_path,
     averages = {"denoise_fn." + name: tensor + 1 for name, tensor in network.named_parameters()}
     model = {**prefixed("denoise_fn.", network), **prefixed("vqgan.", stage), "vqgan.loss.weight": torch.zeros(2)}
     torch.save({"model": model, "ema": averages, "epoch": 3, "step": 100}, tmp_path / "published.pth")
-    tensors = read_bridge(tmp_path / "published.pth")
+    tensors = read_bridge(tmp_path / "published.pth").averages
     assert torch.equal(tensors["out.2.weight"], network.out[2].weight + 1)
     fill_network(network, tensors, "published.pth", "BBDM.*")
     assert torch.equal(network.out[2].weight, averages["denoise_fn.out.2.weight"])
@@ -55,7 +55,7 @@ def test_published_files_give_the_averaged_network_and_the_first_stage(tmp_path,
 def test_a_network_under_state_dict_is_read_and_only_what_is_left_out_is_told(tmp_path, network, caplog):
     caplog.set_level(logging.INFO)
     torch.save({"state_dict": prefixed("denoise_fn.", network)}, tmp_path / "a.ckpt")
-    assert read_bridge(tmp_path / "a.ckpt").keys() == network.state_dict().keys()
+    assert read_bridge(tmp_path / "a.ckpt").averages.keys() == network.state_dict().keys()
     assert "0 of them averaged" in caplog.text
     assert "not needed" not in caplog.text
 
@@ -64,7 +64,31 @@ def test_our_training_state_gives_the_averaged_network(tmp_path, network):
     average = build_average(network)
     average.module.out[2].bias.data.fill_(7.0)
     torch.save({"model": network.state_dict(), "ema": average.module.state_dict(), "epoch": 1}, tmp_path / "last.pth")
-    assert read_bridge(tmp_path / "last.pth")["out.2.bias"].tolist() == [7.0] * 3
+    assert read_bridge(tmp_path / "last.pth").averages["out.2.bias"].tolist() == [7.0] * 3
+
+
+OURS = {"update": {"steps": 7}, "config": "BBDM:\n  ACCUMULATION: 4\n"}
+
+
+@pytest.mark.parametrize(
+    ("progress", "batches"),
+    [({"step": 90}, 90), (OURS, 28), ({}, None), ({"update": {"steps": 7}}, None), (OURS | {"config": "BBDM: ["}, None)],
+)
+def test_both_sets_and_the_count_of_batches_are_read(tmp_path, network, progress, batches):
+    average = build_average(network)
+    average.module.out[2].bias.data.fill_(7.0)
+    both = {"model": network.state_dict(), "ema": average.module.state_dict(), "epoch": 1, **progress}
+    torch.save(both, tmp_path / "last.pth")
+    found = read_bridge(tmp_path / "last.pth")
+    assert torch.equal(found.weights["out.2.bias"], network.out[2].bias)
+    assert found.averages["out.2.bias"].tolist() == [7.0] * 3
+    assert (found.batches, found.path) == (batches, tmp_path / "last.pth")
+    for part in ("model", "ema"):  # one set goes on from nothing: its average is yet to begin
+        torch.save({key: value for key, value in both.items() if key != part}, tmp_path / "one.pth")
+        one = read_bridge(tmp_path / "one.pth")
+        assert one.batches is None
+        assert one.weights.keys() == one.averages.keys() == network.state_dict().keys()
+        assert torch.equal(one.weights["out.2.bias"], one.averages["out.2.bias"])
 
 
 def test_latent_diffusion_files_are_read_past_what_is_not_needed(tmp_path, stage, monkeypatch, caplog):

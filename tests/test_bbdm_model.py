@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bbdm.bridge import Bridge, make_schedule
+from bbdm.checkpoints import read_bridge
 from bbdm.first_stage import make_first_stage
 from bbdm.model import (
     BridgeModel,
@@ -129,7 +130,7 @@ def test_a_model_has_the_weights_and_the_layout_that_were_asked_for(tmp_path, mo
     save(tmp_path / "bridge.pth", network.state_dict())
     monkeypatch.setattr("bbdm.model.layout_of", lambda device: torch.channels_last)
     precision = Precision("cpu", torch.bfloat16)
-    model = build_bridge_model(small_cfg(OBJECTIVE="noise"), CPU, precision, weights=str(tmp_path / "bridge.pth"))
+    model = build_bridge_model(small_cfg(OBJECTIVE="noise"), CPU, precision, weights=read_bridge(tmp_path / "bridge.pth"))
     assert torch.equal(model.network.out[2].weight, network.out[2].weight)
     assert model.network.out[2].weight.is_contiguous(memory_format=torch.channels_last)
     assert (model.precision, model.first_stage, model.bridge.objective) == (precision, None, "noise")

@@ -131,6 +131,45 @@ def test_the_average_copies_before_its_start_and_lags_after(data, trained):
     assert torch.equal(last["ema"]["out.2.weight"], torch.lerp(first["out.2.weight"], last["model"]["out.2.weight"], 0.005))
 
 
+@pytest.mark.parametrize(
+    ("file", "start", "told", "steps"),
+    [
+        # 2 steps of 2 batches have made the file, and 2 more follow; without a count of them EMA_START is taken as reached.
+        ("last.pth", 4, "raw and averaged weights after 4 batches: training goes on from it, and averages at once", 2 + 2),
+        ("last.pth", 6, "after 4 batches: training goes on from it, and averages from batch 6 on", 2 + 2),
+        ("bridge_2.pth", 30000, "one set of weights, or no count of batches: training goes on from it, and averages at once",
+         15000 + 2),
+    ],
+)  # fmt: skip
+def test_fine_tuning_goes_on_with_both_sets_or_averages_at_once(data, trained, tmp_path, file, start, told, steps):
+    settings = {"BBDM.PRETRAINED": trained / file, "BBDM.EMA_START": start}
+    train.main(arguments(data, tmp_path, **settings))
+    after = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert told in (tmp_path / "train_log.txt").read_text(encoding="utf-8")
+    assert after["update"]["steps"] == steps
+    assert not torch.equal(after["ema"]["out.2.weight"], after["model"]["out.2.weight"])
+    average = torch.load(tmp_path / "bridge_1.pth", weights_only=True)["out.2.weight"]
+    torch.testing.assert_close(after["ema"]["out.2.weight"], torch.lerp(average, after["model"]["out.2.weight"], 0.005))
+
+
+def test_fine_tuning_starts_from_the_raw_weights_and_their_average(data, trained, tmp_path):
+    still = {"BBDM.PRETRAINED": trained / "last.pth", "BBDM.EMA_DECAY": 1.0, "BBDM.EMA_START": 0, "SOLVER.BASE_LR": 0.0}
+    train.main(arguments(data, tmp_path, **still))
+    before, after = (torch.load(folder / "last.pth", weights_only=True) for folder in (trained, tmp_path))
+    for part in ("model", "ema"):
+        assert all(torch.equal(before[part][name], after[part][name]) for name in before[part])
+
+
+def test_a_resumed_fine_tuning_counts_on(data, trained, tmp_path):
+    settings = {"BBDM.PRETRAINED": trained / "last.pth", "BBDM.EMA_START": 4}
+    train.main(arguments(data, tmp_path / "whole", **settings))
+    train.main(arguments(data, tmp_path / "parts", **settings, **{"SOLVER.MAX_EPOCHS": 1}))
+    train.main(arguments(data, tmp_path / "parts", **settings, **{"SOLVER.RESUME": tmp_path / "parts" / "last.pth"}))
+    whole, parts = (torch.load(tmp_path / folder / "last.pth", weights_only=True) for folder in ("whole", "parts"))
+    assert whole["update"]["steps"] == parts["update"]["steps"] == 4
+    assert all(torch.equal(whole["ema"][name], parts["ema"][name]) for name in whole["ema"])
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_names(data, trained, tmp_path):
     weights = torch.load(trained / "bridge_1.pth", weights_only=True)
     weights["out.2.bias"] += float("nan")

@@ -1,5 +1,6 @@
 """The golden vectors, and that their checks can fail."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from bbdm.unet import make_unet
+from tests.formula_weights import fill_formula
 from tests.golden import CHECKS, FOLDER, check_file
 
 FILES = sorted(FOLDER.glob("*.npz"))
@@ -61,6 +65,22 @@ def test_one_wrong_number_fails(name: str, tmp_path: Path):
     value.flat[-1] = "[1]" if value.dtype.kind == "U" else value.flat[-1] + 1
     np.savez(tmp_path / f"{name}_spoilt.npz", **{**vectors, SPOILT[name]: value})
     assert check_file(tmp_path / f"{name}_spoilt.npz").verdict == "FAIL"
+
+
+@pytest.mark.parametrize(("key", "channels"), [("nocond", 3), ("first_stage", 6)])
+def test_a_network_is_shown_the_context_that_its_file_says(key: str, channels: int, tmp_path: Path):
+    with np.load(FOLDER / "bb_unet_small.npz", allow_pickle=False) as file:
+        vectors = {name: file[name] for name in file.files}
+    network = make_unet(in_channels=channels, width=32, multipliers=(1, 2), blocks=1, attention_factors=(2,), head_width=16)
+    fill_formula(network, vectors["groupnorm_weights"].tolist())
+    shown = [torch.from_numpy(vectors[name]) for name in (["x", "t", "context"] if channels == 6 else ["x", "t"])]
+    with torch.no_grad():
+        vectors["out"] = network(*shown).numpy()
+    vectors["config"] = json.dumps({**json.loads(str(vectors["config"])), "in_channels": channels, "condition_key": key})
+    vectors["keys"] = np.array(list(network.state_dict()))
+    vectors["key_shapes"] = np.array([json.dumps(list(tensor.shape)) for tensor in network.state_dict().values()])
+    np.savez(tmp_path / "bb_unet_small_other.npz", **vectors)
+    assert check_file(tmp_path / "bb_unet_small_other.npz").verdict == "ok"
 
 
 def test_spoilt_files_cover_every_kind_that_needs_no_chips():
