@@ -35,7 +35,7 @@ TABLE = (
     new("MODEL.PRETRAIN_PARTIAL", False, "True: weights for less than 90 % of the backbone will do"),
     new("MODEL.POSITION_INIT", "normal", "'sincos' learns sooner from scratch", choices=("normal", "sincos")),
     released("MODEL.DROP_PATH", 0.1, "stochastic depth of the last block; it rises linearly from 0", low=0, high=1),
-    released("MODEL.DROP_OUT", 0.0, "dropout after projections and position embedding", low=0, high=1),
+    released("MODEL.DROP_OUT", 0.0, "dropout after projections and of the tokens that enter the first block", low=0, high=1),
     released("MODEL.ATT_DROP_RATE", 0.0, "dropout of attention weights", low=0, high=1),
     released("MODEL.MIE", False, "modality embedding"),
     released("MODEL.MIE_COE", 3.0, "factor of the modality embedding"),

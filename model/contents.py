@@ -126,10 +126,10 @@ class Contents:
     @property
     def identities(self) -> int | None:
         """Number of identities of the classifier; None without one."""
+        if (weight := self.rest.get("classifier.W")) is not None:  # of an AM-softmax head, (D, C)
+            return weight.shape[1]
         weight = self.rest.get("classifier.weight")
-        if weight is None or weight.dim() != 2:
-            return None
-        return weight.shape[1] if weight.shape[0] == self.width else weight.shape[0]  # amsoftmax: (D, C)
+        return None if weight is None or weight.dim() != 2 else weight.shape[0]
 
     def position_prefix(self, grid: tuple[int, int] | None = None) -> int:
         """How many entries of the file's position embedding belong to no patch.

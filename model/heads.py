@@ -72,19 +72,24 @@ class MarginHead(nn.Module):
         scale: s (SOLVER.COSINE_SCALE).
         margin: m (SOLVER.COSINE_MARGIN).
 
-    The weight is (C, D), for 'amsoftmax' (D, C), as in released checkpoints.
+    Tensors bear the released names and start as there: `weight` (C, D), for 'amsoftmax' `W` (D, C).
     """
 
     def __init__(self, kind: str, in_features: int, classes: int, *, scale: float, margin: float):
         super().__init__()
         self.kind, self.scale, self.margin = kind, scale, margin
-        shape = (in_features, classes) if kind == "amsoftmax" else (classes, in_features)
-        self.weight = nn.Parameter(torch.empty(shape))
-        nn.init.xavier_uniform_(self.weight)
+        if kind == "amsoftmax":
+            self.W = nn.Parameter(nn.init.xavier_normal_(torch.empty(in_features, classes)))
+            return
+        self.weight = nn.Parameter(torch.empty(classes, in_features))
+        if kind == "circle":
+            nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        else:
+            nn.init.xavier_uniform_(self.weight)
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, D) -> (B, C); with labels (B,) the margin is applied, without them the logits are scaled cosines."""
-        weight = self.weight.t() if self.kind == "amsoftmax" else self.weight
+        weight = self.W.t() if self.kind == "amsoftmax" else self.weight
         cosine = functional.linear(functional.normalize(features), functional.normalize(weight))
         if labels is None:
             return self.scale * cosine

@@ -46,7 +46,7 @@ class TransOSS(VisionTransformer):
         modality_scale: its factor (MIE_COE).
         size_embedding: whether to append the size token.
         norm_eps: epsilon of every LayerNorm.
-        drop_rate, attn_drop_rate: dropout after projections and positions, and on attention weights.
+        drop_rate, attn_drop_rate: dropout after projections and of the tokens of `embed`, and on attention weights.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
         position_init: 'normal' (deviation 0.02, as in ViT) or 'sincos' (sines and cosines of row and column, as in MAE).
             From scratch and in a few hundred steps, a network with 'normal' hardly learns where its patches are.
@@ -97,6 +97,9 @@ class TransOSS(VisionTransformer):
         self._initialise_embeddings()
 
     def _initialise_embeddings(self) -> None:
+        for stem in (self.patch_embed, self.patch_embed_SAR):
+            nn.init.kaiming_normal_(stem.proj.weight, mode="fan_out")  # deviation 0.0032 at the released size
+        trunc_normal_(self.cls_token, std=0.02)
         if self.mie_embed is not None:
             trunc_normal_(self.mie_embed, std=0.02)
         if self.wh_embed is not None:
@@ -126,10 +129,9 @@ class TransOSS(VisionTransformer):
         tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1) + self.pos_embed  # (B, 1 + N, D)
         if self.mie_embed is not None:
             tokens = tokens + self.modality_scale * self.mie_embed[modalities]
-        tokens = self.pos_drop(tokens)
         if self.wh_embed is not None:
             tokens = torch.cat([tokens, self.wh_embed(sizes)[:, None]], dim=1)
-        return tokens
+        return self.pos_drop(tokens)
 
     def forward_features(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Tensor:
         """All tokens after the final norm, (B, 1 + N + 1, D); arguments as for `embed`."""

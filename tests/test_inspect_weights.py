@@ -15,7 +15,7 @@ import tools.inspect_weights as tool
 from configs import load_cfg
 from model.build import build_model
 from model.contents import read_contents
-from model.heads import linear_head
+from model.heads import MarginHead, linear_head
 from model.pretrained import build_start, load_pretrained, load_weights
 from model.reid import ReIDModel
 from model.resnet import ResNet50
@@ -78,6 +78,13 @@ def test_lines_to_test_with_rebuild_the_model(tmp_path: Path, img_size: tuple, s
     own = model.state_dict()
     assert own.keys() == tensors.keys() - {"classifier.weight"}
     assert all(torch.equal(value, tensors[name]) for name, value in own.items())
+
+
+def test_identities_of_a_margin_head(tmp_path: Path) -> None:
+    """AM-softmax's weight is the other way round, and has a name of its own in the released programs."""
+    for kind in ("arcface", "amsoftmax"):
+        net = ReIDModel(TransOSS(img_size=(32, 32), **TINY), MarginHead(kind, 192, 9, scale=30, margin=0.5))
+        assert facts(read_contents(write(tmp_path / f"{kind}.pth", net.state_dict())))["identities"] == "9"
 
 
 @pytest.mark.parametrize("state", [False, True])

@@ -210,7 +210,9 @@ def test_circle_weights_each_cosine_by_its_distance_from_its_optimum():
 def test_a_margin_makes_the_true_identity_harder_and_nothing_else(kind):
     torch.manual_seed(0)
     head = MarginHead(kind, 8, 5, scale=30, margin=0.5)
-    assert head.weight.shape == ((8, 5) if kind == "amsoftmax" else (5, 8))
+    assert {name: value.shape for name, value in head.state_dict().items()} == (
+        {"W": (8, 5)} if kind == "amsoftmax" else {"weight": (5, 8)}
+    )
     features, labels = torch.randn(6, 8), torch.arange(6) % 5
     plain, harder = head(features), head(features, labels)
     assert plain.abs().max() <= 30.001
@@ -220,18 +222,18 @@ def test_a_margin_makes_the_true_identity_harder_and_nothing_else(kind):
     if kind != "circle":
         torch.testing.assert_close(harder[~target], plain[~target])
     harder.sum().backward()
-    assert head.weight.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
 
 
 @pytest.mark.parametrize("kind", MARGINS)
 def test_a_feature_on_its_own_centre_has_a_finite_gradient(kind):
     head = MarginHead(kind, 4, 2, scale=30, margin=0.5)
     with torch.no_grad():
-        head.weight.copy_(torch.eye(4)[:, :2] if kind == "amsoftmax" else torch.eye(4)[:2])
+        head.W.copy_(torch.eye(4)[:, :2]) if kind == "amsoftmax" else head.weight.copy_(torch.eye(4)[:2])
     features = torch.eye(4)[:1].clone().requires_grad_()
     functional.cross_entropy(head(features, torch.tensor([0])), torch.tensor([0])).backward()
     assert features.grad.isfinite().all()
-    assert head.weight.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
 
 
 @pytest.mark.parametrize("kind", ["softmax", *MARGINS])
@@ -245,8 +247,10 @@ def test_the_head_of_a_configuration(kind):
         torch.testing.assert_close(classifier(features), features @ classifier.weight.t())
         assert classifier.weight.std().item() == pytest.approx(0.001, rel=0.1)
         return
-    assert classifier.weight.std().item() == pytest.approx((2 / (192 + 4)) ** 0.5, rel=0.1)  # Xavier's
-    weight = classifier.weight if kind != "amsoftmax" else classifier.weight.t()
+    weight = classifier.weight if kind != "amsoftmax" else classifier.W.t()
+    deviation = (1 / (3 * 192)) ** 0.5 if kind == "circle" else (2 / (192 + 4)) ** 0.5  # torch's for linear maps; Xavier's
+    assert weight.std().item() == pytest.approx(deviation, rel=0.1)
+    assert (weight.abs().max() > 2 * deviation) == (kind == "amsoftmax")  # the one that starts normal, not uniform
     cosines, labels = functional.cosine_similarity(features[:, None], weight[None], dim=2), torch.tensor([3, 1])
     torch.testing.assert_close(classifier(features), 17.0 * cosines)
     torch.testing.assert_close(classifier(features, labels), MARGINS[kind](cosines, labels, scale=17.0, margin=0.3))
@@ -313,6 +317,23 @@ def test_embeddings_start_small_and_the_size_token_without_bias():
     assert net.wh_embed.linear_layer.weight.std().item() == pytest.approx(0.02, rel=0.3)
     assert not net.wh_embed.linear_layer.bias.any()
     assert (net.norm.eps, net.blocks[0].norm1.eps) == (1e-6, 1e-6)
+
+
+def test_stems_and_class_token_of_the_released_size_start_as_released():
+    torch.manual_seed(0)
+    net = TransOSS(img_size=(16, 16), depth=1)
+    for stem in (net.patch_embed, net.patch_embed_SAR):
+        assert stem.proj.weight.std().item() == pytest.approx(0.0032, rel=0.02)
+        assert stem.proj.weight.abs().max() > 4 * 0.0032  # normal, not uniform
+    assert net.cls_token.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not torch.equal(net.patch_embed.proj.weight, net.patch_embed_SAR.proj.weight)
+
+
+def test_dropout_takes_every_token_of_the_first_block_the_size_token_too():
+    net, batch = backbone(drop_rate=0.5).train(), pictures(4)
+    dropped = (net.embed(**batch) == 0).float().mean((0, 2))
+    assert dropped.shape == (1 + 3 * 2 + 1,)
+    assert ((dropped > 0.3) & (dropped < 0.7)).all()
 
 
 def test_defaults_of_a_backbone_are_those_of_vit_base():

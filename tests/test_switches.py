@@ -112,7 +112,7 @@ FIRST_STEP = {
 """Switch -> of the first step without and with it, which sees the same network and images: what is, and what should be."""
 
 LEARNED = {
-    "ID_LOSS_TYPE=amsoftmax": lambda off, on: (on["model.classifier.weight"].shape, off["model.classifier.weight"].t().shape),
+    "ID_LOSS_TYPE=amsoftmax": lambda off, on: (on["model.classifier.W"].shape, off["model.classifier.weight"].t().shape),
     "IF_WITH_CENTER=yes": lambda off, on: (on["criterion.centers"].shape, (4, 24)),
     "NECK=no": lambda off, on: (any("bottleneck" in name for name in on), False),
     "STRIDE_SIZE=[8,8]": lambda off, on: (on["model.base.pos_embed"].shape, (1, 1 + 3 * 3, 24)),
@@ -140,7 +140,7 @@ TESTING = [
     (RERANKING, {}),
     ({"TEST__RE_RANKING_K1": 8}, RERANKING),
     ({"TEST__RE_RANKING_K2": 6}, RERANKING),
-    ({"TEST__RE_RANKING_LAMBDA": 0.9}, RERANKING),
+    ({"TEST__RE_RANKING_LAMBDA": 1.0}, RERANKING),
 ]
 
 

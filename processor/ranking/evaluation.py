@@ -56,16 +56,15 @@ class Ranking:
 
 def build_ranking(cfg, device: torch.device) -> Ranking:
     """The ranking of TEST.*."""
-    test = cfg.TEST
-    expansion = {"count": test.QUERY_EXPANSION, "alpha": test.QUERY_EXPANSION_ALPHA}
-    reranking = {"k1": test.RE_RANKING_K1, "k2": test.RE_RANKING_K2, "lambda_value": test.RE_RANKING_LAMBDA}
+    expansion = {"count": cfg.TEST.QUERY_EXPANSION, "alpha": cfg.TEST.QUERY_EXPANSION_ALPHA}
+    reranking = {"k1": cfg.TEST.RE_RANKING_K1, "k2": cfg.TEST.RE_RANKING_K2, "lambda_value": cfg.TEST.RE_RANKING_LAMBDA}
     return Ranking(
-        normalise=test.FEAT_NORM == "yes",
-        same_modality=test.SAME_MODALITY_GALLERY,
-        expansion=expansion if test.QUERY_EXPANSION else None,
-        reranking=reranking if test.RE_RANKING else None,
+        normalise=cfg.TEST.FEAT_NORM == "yes",
+        same_modality=cfg.TEST.SAME_MODALITY_GALLERY,
+        expansion=expansion if cfg.TEST.QUERY_EXPANSION else None,
+        reranking=reranking if cfg.TEST.RE_RANKING else None,
         device=device,
-        memory_bytes=int(test.RANKING_MEMORY * 2**30),
+        memory_bytes=int(cfg.TEST.RANKING_MEMORY * 2**30),
     )
 
 

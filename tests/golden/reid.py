@@ -130,7 +130,8 @@ def check_losses(vectors: Vectors) -> Iterator[Comparison]:
     yield close(criterion.total(criterion(feature, score, labels, camids)), vectors["total_mos"], FORMULA)
     for kind in ("arcface", "cosface", "amsoftmax", "circle"):
         head = MarginHead(kind, feature.shape[1], score.shape[1], scale=30.0, margin=0.5)
-        head.load_state_dict({"weight": tensor(vectors[f"{kind}_w"])})
+        name = "W" if kind == "amsoftmax" else "weight"
+        head.load_state_dict({name: tensor(vectors[f"{kind}_w"])})
         yield close(head(feature, labels), vectors[kind], NETWORK)
 
 
