@@ -22,7 +22,7 @@ lint: setup
 	$(RUN) -m ruff format --check .
 
 test: lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 bench: setup
 	$(RUN) -m benchmarks.ranking

@@ -120,6 +120,15 @@ def test_the_schedule_hears_of_the_batch_that_completes_a_step():
     assert heard == [2.0, 4.0]
 
 
+def test_the_schedule_counts_batches_that_wait_for_their_step():
+    task, heard = task_of(accumulation=3), []
+    task.schedule.step = heard.append
+    for _ in range(5):
+        task.step(pairs_of(1.0))
+    task.observe([4.0, 5.0])  # of the fourth and the fifth batch, and the sixth completes the step
+    assert heard == []
+
+
 def test_the_rate_falls_where_the_loss_no_longer_does():
     task = task_of()
     for loss in (3.0, 2.0, 2.0, 2.0):
