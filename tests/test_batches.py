@@ -111,13 +111,13 @@ def pictures_and_pairs(batches):
 def test_batches_of_the_bridge(pairs, crop, flip, registered, views):
     cfg = cfg_of(SOLVER__IMS_PER_BATCH=4, BBDM__CROP=crop, BBDM__FLIP=flip)
     for kind, expected in (("registered", registered), ("views", views)):
-        loader = bridge.build_train_loader(cfg, pairs[kind], device_type="cpu")
+        loader = bridge.build_bridge_loader(cfg, pairs[kind], device_type="cpu")
         assert digest(pictures_and_pairs(epochs_of(loader, 0, 1))) == expected
 
 
 def test_batches_of_the_bridge_in_the_second_of_two_processes(pairs):
     cfg, sharing = cfg_of(SOLVER__IMS_PER_BATCH=4, BBDM__CROP=True, BBDM__FLIP=True), {"rank": 1, "world_size": 2}
-    loader = bridge.build_train_loader(cfg, pairs["registered"], device_type="cpu", **sharing)
+    loader = bridge.build_bridge_loader(cfg, pairs["registered"], device_type="cpu", **sharing)
     assert digest(pictures_and_pairs(epochs_of(loader, 0, 1))) == "dcfb785e5a205a14"
     loader = bridge.build_validation_loader(cfg, pairs["registered"], device_type="cpu", **sharing)
     assert digest(pictures_and_pairs(loader)) == "66885b4a71a74279"

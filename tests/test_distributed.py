@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import test
+from tests import distributed_train
 from tests.chip_files import write_hoss
 from tests.commands import call, settings
 from utils import distributed
 from utils.checkpoint import load
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = ROOT / "tests" / "distributed_train.py"
+PROGRAM = Path(distributed_train.__file__)
 
 
 def launch(records: Path, *words: str) -> subprocess.CompletedProcess:

@@ -17,6 +17,7 @@ from tests.chip_files import write_hoss
 from tests.commands import call, settings, tiny_cfg
 from utils.checkpoint import load, save
 from utils.errors import CheckpointError, TrainingError
+from utils.seed import seed_step
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -175,6 +176,8 @@ def test_steps_draw_other_numbers_in_each_epoch_and_for_each_seed(tmp_path):
         fit(task, Loader([[0.0], [0.0]]), plan_of(tmp_path / str(seed), seed=seed, epochs=2, log_period=1))
         drawn[seed] = [line["loss"] for line in lines_of(tmp_path / str(seed)) if line["kind"] == "step"]
     assert len({*drawn[1], *drawn[2]}) == 8
+    seed_step(2, 0, 1, 2)  # of the run, the process, the epoch and the step
+    assert drawn[2][1] == pytest.approx(torch.randn(()).square().item())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
