@@ -89,7 +89,7 @@ def test_what_is_recommended_is_what_the_verdict_says(better, word, monkeypatch,
     monkeypatch.setattr(tune, "try_reranking", lambda *_: [Trial(setting, {"ALL": after}, 1.0)])
     args = tune.build_parser().parse_args(["--rerank"])
     data = read_nothing()
-    sections, advice = tune.try_all(data, torch.zeros(1, 2), Ranking(), [], [(20, 6, 0.3)], args)
+    sections, advice = tune.try_all(data, torch.zeros(1, 2), Ranking(), [], [], [(20, 6, 0.3)], args)
     keys = {"TEST.RE_RANKING": True, "TEST.RE_RANKING_K1": 20, "TEST.RE_RANKING_K2": 6, "TEST.RE_RANKING_LAMBDA": 0.3}
     assert advice == {"settings": [keys] if better else [], "not_recommended": [] if better else [keys]}
     assert f"re-ranking {word}" in capsys.readouterr().out
@@ -232,6 +232,15 @@ def test_weights_that_learnt_from_the_validation_ships_are_refused(root, tmp_pat
         (("--store", "test", "--taus", "0.1,2"), "--taus"),
         (("--store", "test", "--samples", "4"), "--samples"),
         (("--rerank", "--k1", "0"), "--k1"),
+        (("--space", "--shrinkages", "0"), "--shrinkages"),
+        (
+            (
+                "--space",
+                "--dimensions=-1",
+            ),
+            "--dimensions",
+        ),
+        (("--space", "--kinds", "pca"), "--kinds"),
         (("--rerank", "--protocol", "X2Y"), "X2Y"),
     ],
 )
@@ -248,3 +257,66 @@ def test_missing_weights_and_samples_are_named(root):
     ended = tuned(root, "--store", root / "none")
     assert (ended.status, "none" in ended.sentence) == (1, True)
     assert "example" in call(tune.main, "--help").out
+
+
+# Common spaces
+
+
+SPACES = ("--space", "--kinds", "centre,cca", "--shrinkages", "0.1,0.5", "--dimensions", "4,8")
+
+
+def test_spaces_are_tried_and_figures_are_those_of_test_py(root, tmp_path):
+    import test as command
+
+    ended = tuned(root, *SPACES, "--json", tmp_path / "out.json")
+    assert ended.status == 0, ended.err
+    report = json.loads((tmp_path / "out.json").read_text())
+    tried = report["common_space"]["trials"]
+    assert [(t["space"], t["shrinkage"], t["dimensions"]) for t in tried] == [
+        ("centre", 0.1, 4), ("cca", 0.1, 4), ("cca", 0.1, 8), ("cca", 0.5, 4), ("cca", 0.5, 8),
+    ]  # fmt: skip
+    assert set(report["common_space"]["gain"]) == {"ALL", "O2S", "S2O"}
+    (advice,) = report["settings"] + report["not_recommended"]
+    chosen = report["common_space"]["chosen"]
+    assert advice == {f"TEST.COMMON_SPACE{end}": chosen[name] for name, end in SPACE_KEYS.items()}
+    values = {"DATASETS__ROOT_DIR": root / "data", "TEST__WEIGHT": root / "weights.pth", "OUTPUT_DIR": tmp_path}
+    space = {"TEST__COMMON_SPACE": "cca", "TEST__COMMON_SPACE_SHRINKAGE": 0.5, "TEST__COMMON_SPACE_DIMENSIONS": 4}
+    assert call(command.main, *settings(**values | space)).status == 0
+    tested = json.loads((tmp_path / "results.json").read_text())["protocols"]
+    assert {name: tried[3][name]["mAP"] for name in tested} == {name: score["plain"]["mAP"] for name, score in tested.items()}
+
+
+SPACE_KEYS = {"space": "", "shrinkage": "_SHRINKAGE", "dimensions": "_DIMENSIONS"}
+
+
+def test_the_space_of_the_configuration_is_what_fusion_is_tried_in(root, tmp_path):
+    """Without --space it is fixed, and the figures without fusion are those of the space."""
+    plain, spaced = (tuned(root, "--store", root / "test", "--taus", "0.3", TEST__COMMON_SPACE=kind) for kind in ("off", "cca"))
+    rows = [next(line for line in ended.out.splitlines() if line.startswith("without")) for ended in (plain, spaced)]
+    tried = tuned(root, "--space", "--kinds", "cca", "--shrinkages", "0.05", "--dimensions", "48").out.splitlines()
+    figures = next(line for line in tried if line.startswith("cca")).split()[3:12]
+    assert rows[0] != rows[1]
+    assert [word for word in rows[1].split()[1:-1] if word != "/"] == [word for word in figures if word != "/"]
+
+
+def test_a_space_that_pays_is_what_fusion_and_reranking_start_from(monkeypatch, root):
+    low, high = score_of([0.2] * 30), score_of([0.9] * 30)
+    seen = []
+    monkeypatch.setattr(tune, "_score_aloud", lambda *_: {"ALL": low})
+    for better in (True, False):
+        best = {"ALL": high if better else low}
+        space = SimpleNamespace(map_images=lambda features, _: features + 1, map_samples=lambda features: features + 2)
+        trial = Trial({"space": "cca", "shrinkage": 0.1, "dimensions": 4}, best, 1.0)
+        monkeypatch.setattr(tune, "try_spaces", lambda *_, found=trial, own=space: [(found, own)])
+
+        def fusion(protocols, records, features, ranking, settings):
+            seen.append((float(features[0, 0]), float(settings[0][0][2][0, 0, 0])))
+            return [(Trial({"store": "a", "steps": 1, "K": 1, "tau": 0.3}, {"ALL": low}, 1.0), features)]
+
+        monkeypatch.setattr(tune, "try_fusion", fusion)
+        args = tune.build_parser().parse_args(["--space", "--taus", "0.3"])
+        store = ("a", SampleSet((), (0,), (), 1), torch.zeros(1, 1, 2), 0.0)
+        _, advice = tune.try_all(read_nothing(), torch.zeros(1, 2), Ranking(), [space], [store], [], args)
+        keys = {"TEST.COMMON_SPACE": "cca", "TEST.COMMON_SPACE_SHRINKAGE": 0.1, "TEST.COMMON_SPACE_DIMENSIONS": 4}
+        assert (keys in advice["settings"]) is better
+    assert seen == [(1.0, 2.0), (0.0, 0.0)]

@@ -1,4 +1,4 @@
-"""Choose the settings of fusion and re-ranking: every image goes through the network once, every setting is then scored.
+"""Choose common space, fusion and re-ranking: images go through the network once, every setting is then scored.
 
 Each `--store` is a folder of generated samples of queries and gallery; stores of other sampling steps give a table over steps.
 With DATASETS.VAL_FRACTION the choice is made on the validation ships of the training set; their samples come from
@@ -17,8 +17,9 @@ from torch.nn import functional
 from configs.command import Command, config_parser, open_command
 from datasets.catalogue import HossData, read_hoss
 from datasets.records import Modality
-from datasets.validation import build_validation_data
-from processor.extraction import build_extractor
+from datasets.validation import build_training_data, build_validation_data
+from processor.common_space import FITS, CommonSpace, build_common_space, fit_chips
+from processor.extraction import Extractor, build_extractor
 from processor.fusion import SampleSet, find_samples
 from processor.ranking.comparison import METRICS
 from processor.ranking.evaluation import Ranking, build_ranking, counting_line, rank_protocol, score_protocol, tell_doubts
@@ -34,6 +35,7 @@ from processor.ranking.tuning import (
     trials_table,
     try_fusion,
     try_reranking,
+    try_spaces,
     verdict_text,
 )
 from processor.selection import UNKNOWN, build_split, find_selection, write_tuning
@@ -98,55 +100,61 @@ def tune(command: Command) -> dict[str, Any]:
     folders = [(store, store) for store in args.store]
     folders = folders or [pair for pair in [(cfg.DATASETS.QUERY_ADD_DIR, cfg.DATASETS.GALLERY_ADD_DIR)] if any(pair)]
     grid = list(itertools.product(args.k1, args.k2, args.lambdas)) if args.rerank else []
-    if not folders and not grid:
-        raise UsageError("nothing to tune: name generated samples with --store, or ask for --rerank")
+    if not folders and not grid and not args.space:
+        raise UsageError("nothing to tune: name generated samples with --store, or ask for --space or --rerank")
     extractor = build_extractor(cfg, command.device, weights=cfg.TEST.WEIGHT, store=cfg.TEST.FEATURE_STORE)
     data, found, told = build_choosing(cfg, folders, extractor.weights_sha256)
     if args.protocol not in data.protocols:
         raise UsageError(f"--protocol {args.protocol} is not there; the images make {', '.join(data.protocols)}")
     features = extractor.features(data.images, description="features")
     stores = [(name, own, *extractor.samples(own, description=f"features of {name}")) for name, own in found]
-    by = {"protocol": args.protocol, "metric": args.metric}
+    if args.space:
+        spaces = build_spaces(cfg, extractor, args)
+    else:
+        spaces, (features, stores) = [], map_all(build_common_space(cfg, extractor), data, features, stores)
     print(f"{told}\n{counting_line(build_ranking(cfg, command.device))}\n95 %: {PAIRED_METHOD}")
-    sections, advice = try_all(data, features, build_ranking(cfg, command.device), stores, grid, args)
+    sections, advice = try_all(data, features, build_ranking(cfg, command.device), spaces, stores, grid, args)
     split = "validation" if data.images[0].split.startswith("validation/") else "test"
     write_tuning(Path(cfg.TEST.WEIGHT), digest=extractor.weights_sha256, split=split, **advice)
     print(f"\nto test with what pays: {_keys(advice['settings']) or 'the plain test'}")
     if advice["not_recommended"]:
         print(f"not recommended, the best of what is not shown to pay: {_keys(advice['not_recommended'])}")
-    facts = {"chosen_on": told, "weights": extractor.weights_sha256, **by, "method": PAIRED_METHOD}
-    return {**facts, **sections, **{key: list(value) for key, value in advice.items()}}
+    facts = {"chosen_on": told, "weights": extractor.weights_sha256, "protocol": args.protocol, "metric": args.metric}
+    return {**facts, "method": PAIRED_METHOD, **sections, **{key: list(value) for key, value in advice.items()}}
 
 
 def try_all(
     data: HossData,
     features: Tensor,
     ranking: Ranking,
+    spaces: Sequence[CommonSpace],
     stores: Sequence[Store],
     grid: Sequence[tuple[int, int, float]],
     args: argparse.Namespace,
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Try fusion, then re-ranking, and print both.
+    """Try common spaces, fusion in the space that pays, then re-ranking of what pays, and print all.
 
     Returns:
         Sections of the report, and the settings that pay ('settings') and that are not shown to ('not_recommended').
     """
-    by, of, sections = {"protocol": args.protocol, "metric": args.metric}, (data.protocols, data.images), {}
+    of, sections = (data.protocols, data.images), {}
     advice: dict[str, list[dict[str, Any]]] = {"settings": [], "not_recommended": []}
-
-    def settle(what: str, trials: Sequence[Trial], before: Trial, heading: str) -> tuple[Trial, str]:
-        """Choose, print and report; the list of advice that the choice belongs to."""
-        best, gains = choose(trials, **by), compare_choice(before.scores, trials, **by)
-        print(f"\n{heading}\n{trials_table([*trials, before], best)}\n{verdict_text(gains, args.metric, what)}")
-        sections[what.replace("-", "")] = report_dict(trials, best, gains)
-        return best, "settings" if VERDICTS[gains[args.protocol].verdict] == "pays" else "not_recommended"
-
     # Plain distances decide about fusion, unless TEST.RE_RANKING is on; the grid then starts from what pays.
     kept, kind = functional.normalize(features) if ranking.normalise else features, "plain features"
     before = Trial({}, _score_aloud(data, kept, ranking), 0.0)
+    if spaces:
+        tried = try_spaces(*of, features, ranking, spaces)
+        best, list_name = _settle("common space", [trial for trial, _ in tried], before, "common space", args, sections)
+        names = {"space": "", "shrinkage": "_SHRINKAGE", "dimensions": "_DIMENSIONS"}
+        advice[list_name].append({f"TEST.COMMON_SPACE{end}": best.setting[name] for name, end in names.items()})
+        if list_name == "settings":
+            before, kind = Trial({}, best.scores, 0.0), "features of the common space"
+            features, stores = map_all(next(space for trial, space in tried if trial is best), data, features, stores)
+            kept = features
     if stores:
-        tried = try_fusion(*of, features, ranking, list(fusion_settings(stores, args.taus, args.samples)))
-        best, list_name = settle("fusion", [trial for trial, _ in tried], before, "fusion")
+        settings = list(fusion_settings(stores, args.taus, args.samples))
+        tried = try_fusion(*of, features, ranking, settings)
+        best, list_name = _settle("fusion", [trial for trial, _ in tried], before, f"fusion of {kind}", args, sections)
         own = next(samples for name, samples, *_ in stores if name == best.setting["store"])
         count = 0 if best.setting["K"] == own.per_image else best.setting["K"]
         advice[list_name].append({"TEST.FUSION_TAU": best.setting["tau"], "TEST.FUSION_SAMPLES": count})
@@ -154,10 +162,41 @@ def try_all(
             before, kind = Trial({}, best.scores, 0.0), "fused features"
             kept = next(fused for trial, fused in tried if trial is best)
     if grid:
-        best, list_name = settle("re-ranking", try_reranking(*of, kept, ranking, grid), before, f"re-ranking of {kind}")
+        tried = try_reranking(*of, kept, ranking, grid)
+        best, list_name = _settle("re-ranking", tried, before, f"re-ranking of {kind}", args, sections)
         names = {"k1": "TEST.RE_RANKING_K1", "k2": "TEST.RE_RANKING_K2", "lambda": "TEST.RE_RANKING_LAMBDA"}
         advice[list_name].append({"TEST.RE_RANKING": True, **{key: best.setting[name] for name, key in names.items()}})
     return sections, advice
+
+
+def _settle(
+    what: str, trials: Sequence[Trial], before: Trial, heading: str, args: argparse.Namespace, sections: dict[str, Any]
+) -> tuple[Trial, str]:
+    """Choose, print and report in `sections`; the choice and the list of advice that it belongs to."""
+    by = {"protocol": args.protocol, "metric": args.metric}
+    best, gains = choose(trials, **by), compare_choice(before.scores, trials, **by)
+    print(f"\n{heading}\n{trials_table([*trials, before], best)}\n{verdict_text(gains, args.metric, what)}")
+    sections[what.replace("-", "").replace(" ", "_")] = report_dict(trials, best, gains)
+    return best, "settings" if VERDICTS[gains[args.protocol].verdict] == "pays" else "not_recommended"
+
+
+def map_all(
+    space: CommonSpace | None, data: HossData, features: Tensor, stores: Sequence[Store]
+) -> tuple[Tensor, Sequence[Store]]:
+    """Features of the images and of generated samples in a space; as they are for None."""
+    if space is None:
+        return features, stores
+    mapped = [(name, samples, space.map_samples(generated), seconds) for name, samples, generated, seconds in stores]
+    return space.map_images(features, [chip.modality for chip in data.images]), mapped
+
+
+def build_spaces(cfg, extractor: Extractor, args: argparse.Namespace) -> list[CommonSpace]:
+    """A space of each kind, shrinkage and number of dimensions of the command line; centring has but one."""
+    chips = build_training_data(cfg).train
+    features = extractor.features(chips, description="features of training ships")
+    pairs = list(itertools.product(args.shrinkages, args.dimensions))
+    settings = [(kind, *pair) for kind in args.kinds for pair in (pairs[:1] if kind == "centre" else pairs)]
+    return [fit_chips(kind, features, chips, shrinkage=share, dimensions=count) for kind, share, count in settings]
 
 
 def _score_aloud(data: HossData, features: Tensor, ranking: Ranking) -> dict[str, Any]:
@@ -174,8 +213,8 @@ def _keys(settings: Sequence[dict[str, Any]]) -> str:
     return " ".join(f"{key} {value}" for choice in settings for key, value in choice.items())
 
 
-def _numbers(kind: type) -> Any:
-    """A parser of comma-separated numbers."""
+def _list_of(kind: type) -> Any:
+    """A parser of comma-separated values."""
 
     def parse(text: str) -> list:
         return [kind(part) for part in text.split(",")]
@@ -188,18 +227,23 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = config_parser(
         "python -m tools.tune",
-        "Choose tau, K and sampling steps of fusion, and the parameters of re-ranking, with one extraction.",
+        "Choose a common space, tau, K and sampling steps of fusion, and the parameters of re-ranking, with one extraction.",
         "python -m tools.tune --config_file configs/hoss_transoss.yml --store logs/samples_50 \\\n"
         "      --store logs/samples_200 --rerank TEST.WEIGHT logs/hoss_transoss/best_model_mAP.pth",
     )
     parser.add_argument("--store", action="append", default=[], metavar="DIR", help="generated samples; may be given again")
     taus = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
-    parser.add_argument("--taus", type=_numbers(float), default=taus, metavar="A,B", help="weights to try (0.005 to 0.2)")
-    parser.add_argument("--samples", type=_numbers(int), default=[], metavar="A,B", help="values of K to try (1, half, all)")
+    parser.add_argument("--taus", type=_list_of(float), default=taus, metavar="A,B", help="weights to try (0.005 to 0.2)")
+    parser.add_argument("--samples", type=_list_of(int), default=[], metavar="A,B", help="values of K to try (1, half, all)")
+    parser.add_argument("--space", action="store_true", help="also try common spaces")
+    parser.add_argument("--kinds", type=_list_of(str), default=list(FITS), metavar="A,B", help=f"of spaces ({','.join(FITS)})")
+    shares, counts = [0.01, 0.03, 0.1, 0.3], [16, 32, 64]
+    parser.add_argument("--shrinkages", type=_list_of(float), default=shares, metavar="A,B", help="of spaces (0.01 to 0.3)")
+    parser.add_argument("--dimensions", type=_list_of(int), default=counts, metavar="A,B", help="of spaces (16,32,64)")
     parser.add_argument("--rerank", action="store_true", help="also try re-ranking")
-    parser.add_argument("--k1", type=_numbers(int), default=[10, 20, 50], metavar="A,B", help="of re-ranking (10,20,50)")
-    parser.add_argument("--k2", type=_numbers(int), default=[1, 6, 15], metavar="A,B", help="of re-ranking (1,6,15)")
-    parser.add_argument("--lambdas", type=_numbers(float), default=[0.3, 0.6], metavar="A,B", help="of re-ranking (0.3,0.6)")
+    parser.add_argument("--k1", type=_list_of(int), default=[10, 20, 50], metavar="A,B", help="of re-ranking (10,20,50)")
+    parser.add_argument("--k2", type=_list_of(int), default=[1, 6, 15], metavar="A,B", help="of re-ranking (1,6,15)")
+    parser.add_argument("--lambdas", type=_list_of(float), default=[0.3, 0.6], metavar="A,B", help="of re-ranking (0.3,0.6)")
     parser.add_argument("--protocol", default="ALL", metavar="NAME", help="whose figure decides (ALL)")
     parser.add_argument("--metric", default="mAP", choices=tuple(METRICS), help="which figure decides (mAP)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
@@ -214,6 +258,8 @@ def main(arguments: Sequence[str]) -> None:
             raise UsageError("--taus lie above 0 and up to 1, --lambdas between 0 and 1")
         if min(args.k1 + args.k2) < 1:
             raise UsageError("--k1 and --k2 are at least 1")
+        if min(args.shrinkages) <= 0 or min(args.dimensions) < 0 or not set(args.kinds) <= FITS.keys():
+            raise UsageError(f"--shrinkages lie above 0, --dimensions are 0 or more, --kinds are of {', '.join(FITS)}")
         report = tune(command)
         if args.json:
             write_json(args.json, report)

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from datasets.records import Chip, Protocol
+from processor.common_space import CommonSpace
 from processor.fusion import SampleSet, fuse_images
 from processor.ranking.comparison import METRICS, Comparison, compare_outcomes
 from processor.ranking.evaluation import Ranking, rank_protocol, score_protocol
@@ -94,6 +95,24 @@ def name_steps(samples: SampleSet) -> int | str | None:
     if len(samples.steps) < 2:
         return samples.steps[0] if samples.steps else None
     return " and ".join("unknown" if steps is None else str(steps) for steps in samples.steps)
+
+
+def try_spaces(
+    protocols: Mapping[str, Protocol],
+    records: Sequence[Chip],
+    features: Tensor,
+    ranking: Ranking,
+    spaces: Sequence[CommonSpace],
+) -> list[tuple[Trial, CommonSpace]]:
+    """Score each space of features; fitting it took its seconds before."""
+    trials = []
+    for space in spaces:
+        start = time.perf_counter()
+        mapped = space.map_images(features, [record.modality for record in records])
+        scores = score_features(protocols, records, mapped, ranking)
+        setting = {"space": space.kind, "shrinkage": space.shrinkage, "dimensions": space.dimensions}
+        trials.append((Trial(setting, scores, time.perf_counter() - start), space))
+    return trials
 
 
 def try_reranking(
