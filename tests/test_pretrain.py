@@ -1,6 +1,8 @@
 """Contrastive pre-training: pairs, batches, the update in parts, and the command."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,3 +167,28 @@ def test_a_config_that_is_not_for_pairs_is_a_wrong_call(tmp_path):
     ended = call(train_pair.main, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu")
     assert ended.status == 2
     assert "MODEL.PAIR" in ended.err
+
+
+class Pixels(nn.Module):
+    """Stands for a network: a picture's feature is its first row."""
+
+    def __init__(self):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, images, modalities, sizes):
+        return SimpleNamespace(feature=images[:, 0, 0] * self.logit_scale.exp().detach())
+
+
+def test_a_step_tells_the_loss_the_share_of_found_pairs_and_the_scale():
+    network = Pixels()
+    update = Update(network, [torch.optim.SGD([network.logit_scale], lr=0.0)], Precision("cpu").scaler())
+    task = PairTask(network, pair_loss, update, None, Precision("cpu"), CPU)
+    images = torch.eye(4)[:, None, None]  # of four places, each unlike the others
+    pictures = torch.cat([images, images[[0, 1, 3, 2]]])  # the SAR pictures of the last two are swapped
+    batch = Batch(pictures, torch.zeros(8, 3), torch.arange(8) // 4, None, torch.arange(8))
+    told = dict(zip(task.numbers, task.step(batch).tolist(), strict=True))
+    assert told["accuracy"] == 0.5
+    assert told["logit_scale"] == pytest.approx(math.e)
+    right, wrong = (math.log(math.e**math.e + 3) - hit * math.e for hit in (1, 0))
+    assert told["loss"] == told["contrastive"] == pytest.approx((right + wrong) / 2, rel=1e-5)
