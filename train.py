@@ -34,7 +34,7 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
     if not cfg.SOLVER.RESUME:
         build_start(cfg, model)
     model.to(device)
-    criterion = build_criterion(cfg, num_identities=data.num_identities, num_features=model.base.num_features)
+    criterion = build_criterion(cfg, num_identities=data.num_identities, num_features=model.num_features)
     criterion.load_state_dict(distributed.broadcast(criterion.state_dict()))  # the network's wrapper does this for the network
     criterion.to(device)
     optimizer = build_optimizer(cfg, model)

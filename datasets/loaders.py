@@ -149,7 +149,7 @@ def build_rendering(cfg) -> SarRendering:
 
 
 def build_augmentation(cfg) -> Transform:
-    """The augmentation of INPUT.*: random flips, shifts and erasing."""
+    """The augmentation of INPUT.*: random flips, colours, shifts and erasing."""
     return partial(
         augment,
         size=tuple(cfg.INPUT.SIZE_TRAIN),
@@ -158,6 +158,7 @@ def build_augmentation(cfg) -> Transform:
         flip_probability=cfg.INPUT.PROB,
         padding=cfg.INPUT.PADDING,
         erasing_probability=cfg.INPUT.RE_PROB,
+        jitter=cfg.INPUT.COLOR_JITTER,
     )
 
 

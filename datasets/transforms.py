@@ -19,6 +19,10 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 """Smallest and largest height by width of the erased box."""
 
 
+GREY = (19595, 38470, 7471)
+"""Weights of red, green and blue in a pixel's grey, in units of 1 / 65536 (ITU-R 601)."""
+
+
 def prepare(
     picture: Picture,
     generator: np.random.Generator | None = None,
@@ -52,8 +56,9 @@ def augment(
     flip_probability: float,
     padding: int,
     erasing_probability: float,
+    jitter: float = 0.0,
 ) -> Tensor:
-    """Resize bicubically, flip left and right, pad and crop at random, normalise, erase a box at random: for training.
+    """Resize bicubically, flip, change colours, pad and crop, normalise, erase a box, all at random: for training.
 
     Args:
         picture: RGB.
@@ -61,9 +66,10 @@ def augment(
         size: (rows, columns) of the output.
         mean: of each band, of values in 0..1.
         std: of each band.
-        flip_probability: of the flip.
+        flip_probability: of the flip, left and right.
         padding: black pixels added on each side before the crop.
         erasing_probability: of the erased box.
+        jitter: how far factors of brightness, contrast and saturation may be from 1 (SDF-Net); 0: colours stay.
 
     Returns:
         (3, rows, columns) float32.
@@ -71,6 +77,8 @@ def augment(
     pixels = resize(picture, size, Image.Resampling.BICUBIC)
     if generator.random() < flip_probability:
         pixels = pixels[:, ::-1]
+    if jitter:
+        pixels = jitter_colours(pixels, generator.uniform(1 - jitter, 1 + jitter, size=3), generator.permutation(3))
     pixels = pad_and_crop(pixels, padding, generator)
     image = normalise(pixels, mean, std)
     if generator.random() < erasing_probability:
@@ -82,6 +90,26 @@ def resize(picture: Picture, size: tuple[int, int], resampling: Image.Resampling
     """Resize to (rows, columns) with Pillow, which averages over the source pixels when it shrinks. Returns (H, W, 3)."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     return np.asarray(image.resize((size[1], size[0]), resampling))
+
+
+def jitter_colours(pixels: NDArray[np.uint8], factors: Sequence[float], order: Sequence[int]) -> NDArray[np.uint8]:
+    """Change brightness, contrast and saturation: away from black, from the mean grey and from each pixel's own grey.
+
+    Args:
+        pixels: (H, W, 3).
+        factors: of brightness, contrast and saturation; 1 changes nothing.
+        order: in which the three (0, 1, 2) are applied, each to the 8-bit result of the one before.
+
+    Returns:
+        (H, W, 3), the arithmetic of Pillow's `ImageEnhance`.
+    """
+    for place in order:
+        grey = (pixels.astype(np.int32) @ np.array(GREY, np.int32) + 32768 >> 16)[..., None]
+        origin = (0, np.floor(0.5 + grey.mean()), grey)[place]
+        origin = np.float32(origin)
+        changed = origin + np.float32(factors[place]) * (pixels.astype(np.float32) - origin)
+        pixels = np.clip(changed, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def pad_and_crop(pixels: NDArray[np.uint8], padding: int, generator: np.random.Generator) -> NDArray[np.uint8]:

@@ -11,6 +11,8 @@ from loss.terms import (
     center_loss,
     classwise_alignment,
     global_alignment,
+    orthogonality,
+    structure_consistency,
 )
 
 logger = logging.getLogger(__name__)
@@ -19,7 +21,9 @@ LABEL_SMOOTHING = 0.1
 
 
 class Criterion(nn.Module):
-    """Terms 'identity', 'triplet', 'alignment' and 'center' of a batch; only those with a weight are computed.
+    """Terms 'identity', 'triplet', 'alignment', 'center', 'orthogonality' and 'structure' of a batch.
+
+    Only those with a weight are computed.
 
     Args:
         weights: weight of each term in the total.
@@ -48,7 +52,17 @@ class Criterion(nn.Module):
         self.alignment_squared = alignment_squared
         self.centers = None if centers is None else nn.Parameter(centers)
 
-    def forward(self, feature: Tensor, scores: Tensor, labels: Tensor, modalities: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        feature: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        modalities: Tensor,
+        *,
+        shared: Tensor | None = None,
+        specific: Tensor | None = None,
+        structure: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Unweighted terms by name.
 
         Args:
@@ -56,6 +70,8 @@ class Criterion(nn.Module):
             scores: (B, C) identity logits.
             labels: (B,).
             modalities: (B,); 0 optical, 1 SAR.
+            shared, specific: (B, D) that 'orthogonality' compares.
+            structure: (B, D) descriptors of 'structure'.
         """
         # Losses are float32 whatever the network computed in.
         feature, scores = feature.float(), scores.float()
@@ -68,6 +84,10 @@ class Criterion(nn.Module):
             terms["alignment"] = self._alignment(feature, labels, modalities)
         if "center" in self.weights:
             terms["center"] = center_loss(feature, labels, self.centers)
+        if "orthogonality" in self.weights:
+            terms["orthogonality"] = orthogonality(shared.float(), specific.float())
+        if "structure" in self.weights:
+            terms["structure"] = structure_consistency(structure.float(), labels, modalities)
         return terms
 
     def _alignment(self, feature: Tensor, labels: Tensor, modalities: Tensor) -> Tensor:
@@ -94,6 +114,8 @@ def build_criterion(cfg, *, num_identities: int, num_features: int) -> Criterion
         "triplet": cfg.MODEL.TRIPLET_LOSS_WEIGHT if cfg.DATALOADER.SAMPLER == "softmax_triplet" else 0.0,
         "alignment": cfg.MODEL.MODALITY_LOSS_WEIGHT if cfg.DATALOADER.SAMPLER == "softmax_triplet" else 0.0,
         "center": cfg.SOLVER.CENTER_LOSS_WEIGHT if cfg.MODEL.IF_WITH_CENTER == "yes" else 0.0,
+        "orthogonality": cfg.MODEL.ORTH_LOSS_WEIGHT if cfg.MODEL.DISENTANGLE else 0.0,
+        "structure": cfg.MODEL.STRUCT_LOSS_WEIGHT,
     }
     criterion = Criterion(
         weights,

@@ -64,6 +64,29 @@ def classwise_alignment(features: Tensor, labels: Tensor, modalities: Tensor, *,
     return (weight * distance).sum() / weight.sum().clamp(min=1)
 
 
+def orthogonality(shared: Tensor, specific: Tensor) -> Tensor:
+    """How much of a direction two features (B, D) of an image have in common: the mean of |cos| over the batch (SDF-Net)."""
+    return (functional.normalize(shared) * functional.normalize(specific)).sum(1).abs().mean()
+
+
+def structure_consistency(structure: Tensor, labels: Tensor, modalities: Tensor) -> Tensor:
+    """How far the two modalities of an identity differ in structure (SDF-Net).
+
+    For each identity seen in both modalities: the mean over D of the squared difference of the two modality means; the mean
+    over those identities, 0 if there is none.
+
+    Args:
+        structure: (B, D) descriptors.
+        labels: (B,).
+        modalities: (B,); 0 optical, 1 SAR.
+    """
+    same = labels[:, None] == labels[None, :]
+    optical, _, has_optical = _group_statistics(structure, same & (modalities == 0))
+    sar, _, has_sar = _group_statistics(structure, same & (modalities == 1))
+    weight = (has_optical & has_sar) / same.sum(1)  # each image stands for its identity, as above
+    return (weight * (optical - sar).square().mean(1)).sum() / weight.sum().clamp(min=1)
+
+
 def _group_statistics(features: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance (B, D) of each row's members (B, B), and whether it has any (B,)."""
     count = members.sum(1, keepdim=True)

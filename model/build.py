@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from model.features import fused_width
 from model.heads import MarginHead, linear_head
 from model.reid import ReIDModel
 from model.resnet import ResNet50
@@ -25,15 +26,23 @@ def build_model(cfg, num_identities: int = 0) -> ReIDModel:
         num_identities: C of the classifier; 0 for a model that only extracts features.
 
     Raises:
-        UsageError: no model has the name MODEL.TRANSFORMER_TYPE, its image holds no patch, or it lacks an embedding asked for.
+        UsageError: no model has the name MODEL.TRANSFORMER_TYPE, its image holds no patch, or it lacks an embedding, a block
+            or an objective asked for.
     """
+    if cfg.MODEL.PAIR and (cfg.MODEL.DISENTANGLE or cfg.MODEL.STRUCT_LOSS_WEIGHT):
+        raise UsageError(
+            "MODEL.PAIR pre-trains the backbone of TransOSS, which SDF-Net starts from too; set MODEL.DISENTANGLE False and "
+            "MODEL.STRUCT_LOSS_WEIGHT 0"
+        )
     base = build_resnet(cfg) if cfg.MODEL.NAME == "resnet50" else build_transoss(cfg)
-    classifier = build_classifier(cfg, base.num_features, num_identities) if num_identities else None
-    model = ReIDModel(base, classifier, neck=cfg.MODEL.NECK == "bnneck")
+    fusion = cfg.MODEL.ABLATION_MODE if cfg.MODEL.DISENTANGLE else None
+    width = fused_width(base.num_features, fusion)
+    classifier = build_classifier(cfg, width, num_identities) if num_identities else None
+    model = ReIDModel(base, classifier, neck=cfg.MODEL.NECK == "bnneck", fusion=fusion)
     # Processes that train together wait for the gradient of all that trains, so what the objective does not use is frozen.
     model.logit_scale.requires_grad_(cfg.MODEL.PAIR)
     if cfg.MODEL.PAIR or not cfg.MODEL.ID_LOSS_WEIGHT:
-        for part in (model.bottleneck, model.classifier):
+        for part in (model.neck, model.classifier):
             if part is not None:
                 part.requires_grad_(False)
     return model
@@ -44,6 +53,11 @@ def build_resnet(cfg) -> ResNet50:
     if cfg.MODEL.MIE or cfg.MODEL.SSE:
         raise UsageError(
             "MODEL.NAME resnet50 has neither a modality nor a size embedding; set MODEL.MIE False and MODEL.SSE False"
+        )
+    if cfg.MODEL.DISENTANGLE or cfg.MODEL.STRUCT_LOSS_WEIGHT:
+        raise UsageError(
+            "MODEL.NAME resnet50 has no tokens, which SDF-Net is about; set MODEL.DISENTANGLE False and "
+            "MODEL.STRUCT_LOSS_WEIGHT 0"
         )
     return ResNet50(last_stride=cfg.MODEL.LAST_STRIDE)
 
@@ -57,6 +71,11 @@ def build_transoss(cfg) -> TransOSS:
         raise UsageError("INPUT.SIZE_TRAIN and INPUT.SIZE_TEST differ; the position embedding belongs to one size")
     if min(cfg.INPUT.SIZE_TRAIN) < PATCH_SIZE:
         raise UsageError(f"INPUT.SIZE_TRAIN {list(cfg.INPUT.SIZE_TRAIN)} holds no patch of {PATCH_SIZE} x {PATCH_SIZE} pixels")
+    depth, structure_block = SIZES[kind]["depth"], cfg.MODEL.STRUCT_LAYER_INDEX if cfg.MODEL.STRUCT_LOSS_WEIGHT else 0
+    if structure_block > depth:
+        raise UsageError(
+            f"MODEL.STRUCT_LAYER_INDEX is {structure_block}, and {kind} has {depth} blocks; name one of 1 to {depth}"
+        )
     return TransOSS(
         **SIZES[kind],
         img_size=tuple(cfg.INPUT.SIZE_TRAIN),
@@ -68,6 +87,8 @@ def build_transoss(cfg) -> TransOSS:
         attn_drop_rate=cfg.MODEL.ATT_DROP_RATE,
         drop_path_rate=cfg.MODEL.DROP_PATH,
         position_init=cfg.MODEL.POSITION_INIT,
+        specific_tokens=cfg.MODEL.DISENTANGLE,
+        structure_block=structure_block,
     )
 
 

@@ -28,6 +28,9 @@ from utils.errors import CheckpointError, UsageError
 TRANSFORMER, RESNET, BRIDGE, FIRST_STAGE = "transformer", "resnet50", "bridge", "first stage"
 """Networks that a file may hold; the first two are values of MODEL.NAME."""
 
+SPECIFIC_TOKENS = ("cls_token_spe_rgb", "cls_token_spe_sar")
+"""The class tokens that SDF-Net adds to TransOSS's, by their names in a backbone."""
+
 LACKING = {
     TRANSFORMER: "holds no Vision Transformer (no patch_embed.proj.weight, no blocks.0, under any prefix)",
     RESNET: "holds no ResNet-50 (no conv1.weight and layer4.2.conv3.weight under one prefix), which MODEL.NAME resnet50 needs; "
@@ -41,7 +44,7 @@ BACKBONE_NAME = re.compile(r"((?:.*\.)?)(?:patch_embed\.proj\.weight$|pos_embed$
 GENERATOR_NAMES = {"input_blocks.": BRIDGE, "quantize.": FIRST_STAGE}
 """Part of a tensor's name -> the network of generation that has it."""
 
-MODEL_PARTS = ("bottleneck.", "classifier.", "logit_scale")
+MODEL_PARTS = ("bottleneck.", "bottleneck_fuse.", "classifier.", "logit_scale")
 """What a re-identification model holds beside its backbone, `base.*`."""
 
 UNUSED = {
@@ -116,12 +119,27 @@ class Contents:
     @property
     def is_transoss(self) -> bool:
         """Whether the file is of TransOSS's family: a SAR stem, a modality embedding, or a model around the backbone."""
-        return bool(self.rest) or any(name.startswith(("patch_embed_SAR.", "mie_embed", "wh_embed.")) for name in self.backbone)
+        own = ("patch_embed_SAR.", "mie_embed", "wh_embed.", *SPECIFIC_TOKENS)
+        return bool(self.rest) or any(name.startswith(own) for name in self.backbone)
+
+    @property
+    def is_disentangled(self) -> bool:
+        """Whether a class token of the image's modality follows the shared one: SDF-Net."""
+        return SPECIFIC_TOKENS[0] in self.backbone
+
+    @property
+    def fusion(self) -> str | None:
+        """'concat' if the two features of an SDF-Net stand side by side, else 'sum', which no tensor tells from one alone."""
+        weight = self.rest.get("bottleneck_fuse.weight")
+        if not self.is_disentangled:
+            return None
+        return "concat" if weight is not None and len(weight) == 2 * self.width else "sum"
 
     @property
     def is_whole(self) -> bool:
         """Whether features after the neck can be computed: a neck is there, and every stem."""
-        return "bottleneck.weight" in self.rest and (self.network == RESNET or "patch_embed_SAR.proj.weight" in self.backbone)
+        neck = "bottleneck_fuse.weight" if self.is_disentangled else "bottleneck.weight"
+        return neck in self.rest and (self.network == RESNET or "patch_embed_SAR.proj.weight" in self.backbone)
 
     @property
     def identities(self) -> int | None:
@@ -134,13 +152,13 @@ class Contents:
     def position_prefix(self, grid: tuple[int, int] | None = None) -> int:
         """How many entries of the file's position embedding belong to no patch.
 
-        Programs differ in whether the class, distillation and register tokens have a position. TransOSS's class token does.
-        For others: whichever leaves as many patches as `grid` has, or else a square.
+        Programs differ in whether the class, distillation and register tokens have a position. TransOSS's class token does, and
+        both of SDF-Net's do. For others: whichever leaves as many patches as `grid` has, or else a square.
         """
         count = self.backbone["pos_embed"].shape[1]
         class_tokens = int("cls_token" in self.backbone)
         if self.is_transoss:
-            return class_tokens
+            return class_tokens + self.is_disentangled
         every = class_tokens + sum(self.extra_tokens)
         without_registers = class_tokens + sum(n for n in self.extra_tokens if n == 1)
         candidates = dict.fromkeys([every, without_registers, class_tokens, 0])

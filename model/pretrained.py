@@ -12,7 +12,7 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
-from model.contents import LACKING, RESNET, TRANSFORMER, Contents, read_contents
+from model.contents import LACKING, RESNET, SPECIFIC_TOKENS, TRANSFORMER, Contents, read_contents
 from model.resnet import ResNet50
 from utils.errors import CheckpointError, UsageError, some
 from utils.log import table
@@ -183,7 +183,7 @@ def _fit_tensor(name: str, value: Tensor, contents: Contents, target: Tensor, ba
     if name in contents.folded:
         state, manner = "folded", "times its layer scale: the same function"
     elif name == "pos_embed":
-        value, manner = _fit_positions(contents, backbone.grid_size)
+        value, manner = _fit_positions(contents, backbone)
     elif name.startswith("patch_embed") and name.endswith("proj.weight"):
         value, manner = _fit_stem(value, target)
     if value.shape != target.shape:
@@ -194,19 +194,26 @@ def _fit_tensor(name: str, value: Tensor, contents: Contents, target: Tensor, ba
     return value, state if not manner or state == "folded" else "resized", manner
 
 
-def _fit_positions(contents: Contents, grid: tuple[int, int]) -> tuple[Tensor, str]:
-    """The position embedding for the class token and a grid, (1, 1 + rows * columns, D), and the manner."""
-    embedding = contents.backbone["pos_embed"]
+def _fit_positions(contents: Contents, backbone: nn.Module) -> tuple[Tensor, str]:
+    """The position embedding for a backbone's class tokens and grid, (1, C + rows * columns, D), and the manner."""
+    embedding, grid = contents.backbone["pos_embed"], backbone.grid_size
     if embedding.dim() != 3 or embedding.shape[2] != contents.width:
         return embedding, ""
-    number = contents.position_prefix(grid)
+    number, wanted = contents.position_prefix(grid), backbone.class_tokens
     old_grid = guess_grid(embedding.shape[1] - number, grid)
-    if number == 1 and old_grid == grid:
+    if number == wanted and old_grid == grid:
         return embedding, ""
     # Where the class token has no position of its own, its position is zero: the same sum.
     first = embedding[:, :1] if number and "cls_token" in contents.backbone else torch.zeros_like(embedding[:, :1])
-    resized = resize_position_embedding(torch.cat([first, embedding[:, number:]], dim=1), grid, old_grid)
-    return resized, f"positions of {old_grid[0]} x {old_grid[1]} patches -> {grid[0]} x {grid[1]}, bilinear"
+    # The specific class token of SDF-Net begins where the shared one is.
+    second = (embedding[:, 1:2] if contents.is_disentangled else first)[:, : wanted - 1]
+    resized = torch.cat([first, embedding[:, number:]], dim=1)
+    if old_grid != grid:
+        resized = resize_position_embedding(resized, grid, old_grid)
+    manner = f"positions of {old_grid[0]} x {old_grid[1]} patches -> {grid[0]} x {grid[1]}, bilinear"
+    if (wanted == 2) != contents.is_disentangled:
+        manner += ", the class token's twice" if wanted == 2 else ", without the specific class token's"
+    return torch.cat([resized[:, :1], second, resized[:, 1:]], dim=1), manner
 
 
 def _fit_stem(weight: Tensor, target: Tensor) -> tuple[Tensor, str]:
@@ -239,6 +246,24 @@ def _check_network(contents: Contents, backbone: nn.Module) -> None:
         raise CheckpointError(
             f"is of width {contents.width} and {contents.depth} blocks, the model of width {width} and {depth} blocks; {advice}"
         )
+
+
+def _check_fusion(contents: Contents, model: nn.Module) -> None:
+    """A model of the other kind, of TransOSS and SDF-Net, or one whose two features become one otherwise: nothing to test."""
+    if contents.network != TRANSFORMER or not contents.rest or contents.fusion == model.fusion:
+        return
+    if contents.fusion is None:
+        raise CheckpointError(
+            f"lacks base.{SPECIFIC_TOKENS[0]}: it is a model of TransOSS or MOS, not of SDF-Net; set MODEL.DISENTANGLE False"
+        )
+    if model.fusion is None:
+        raise CheckpointError(
+            f"has base.{SPECIFIC_TOKENS[0]}: it is a model of SDF-Net, not of TransOSS or MOS; set MODEL.DISENTANGLE True"
+            + (" and MODEL.ABLATION_MODE concat" if contents.fusion == "concat" else "")
+        )
+    if "concat" in (contents.fusion, model.fusion):
+        wide, mode = ("twice the", "concat") if contents.fusion == "concat" else ("the", "sum, shared or specific")
+        raise CheckpointError(f"has a bottleneck_fuse of {wide} backbone's width; set MODEL.ABLATION_MODE {mode}")
 
 
 def build_start(cfg, model: nn.Module) -> LoadReport:
@@ -310,10 +335,12 @@ def load_weights(path: str | Path, model: nn.Module) -> LoadReport:
     """
     contents = read_contents(path)
     try:
+        _check_fusion(contents, model)
         report = fit_model(contents, model, classifier=False)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
-    needed = [name for name in (*report.names("missing"), *report.names("copied")) if name != "logit_scale"]
+    unused = ("logit_scale", "bottleneck.") if model.fusion else "logit_scale"
+    needed = [name for name in (*report.names("missing"), *report.names("copied")) if not name.startswith(unused)]
     if needed:
         raise CheckpointError(
             f"{path} lacks {some(needed)}: it is for another architecture or no trained re-identification model; "

@@ -6,6 +6,8 @@ Legend: B images, H x W pixels, D = 2048.
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor
 
+from model.features import Features
+
 LAYERS = (3, 4, 6, 3)
 """Blocks of the four stages."""
 
@@ -24,11 +26,11 @@ class ResNet50(ResNet):
         first = self.layer4[0]
         first.conv2.stride = first.downsample[0].stride = (last_stride, last_stride)
 
-    def forward(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Tensor:
-        """The mean over the last feature map, (B, D).
+    def forward(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Features:
+        """The mean over the last feature map, (B, D), as the shared feature.
 
         Args:
             images: (B, 3, H, W).
             modalities, sizes: not used; other backbones need them.
         """
-        return super().forward(images)
+        return Features(shared=super().forward(images))

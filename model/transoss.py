@@ -1,4 +1,4 @@
-"""TransOSS: a Vision Transformer for optical and SAR chips (TransOSS, ICCV 2025, section 4).
+"""TransOSS: a Vision Transformer for optical and SAR chips (TransOSS, ICCV 2025, section 4), and SDF-Net's additions to it.
 
 Legend: B images, H x W pixels, N patches (tokens), D embedding width.
 """
@@ -10,6 +10,8 @@ import torch
 from timm.layers import PatchEmbed, build_sincos2d_pos_embed, trunc_normal_
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from model.features import Features, gradient_energy, structure_descriptor
 
 PATCH_SIZE = 16
 
@@ -36,7 +38,8 @@ class TransOSS(VisionTransformer):
     """A pre-norm ViT with a patch stem, an embedding and a size token that know what took the picture.
 
     What differs from timm's ViT: a second stem for SAR (`patch_embed_SAR`), the modality information embedding (MIE) on the
-    class and patch tokens, and the ship-size token (SSE) behind them. Tensor names are those of the released checkpoints.
+    class and patch tokens, and the ship-size token (SSE) behind them. SDF-Net adds a second class token that depends on the
+    modality, and looks at the patches behind one of the blocks. Tensor names are those of the released checkpoints.
 
     Args:
         img_size: height and width of the images in pixels.
@@ -50,6 +53,8 @@ class TransOSS(VisionTransformer):
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
         position_init: 'normal' (deviation 0.02, as in ViT) or 'sincos' (sines and cosines of row and column, as in MAE).
             From scratch and in a few hundred steps, a network with 'normal' hardly learns where its patches are.
+        specific_tokens: whether a class token of the image's modality follows the one that all images share (SDF-Net).
+        structure_block: number, from 1, of the block whose patches are described by their structure (SDF-Net); 0: none.
     """
 
     def __init__(
@@ -69,6 +74,8 @@ class TransOSS(VisionTransformer):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         position_init: str = "normal",
+        specific_tokens: bool = False,
+        structure_block: int = 0,
     ):
         stem = partial(patch_stem, stride=stride)
         super().__init__(
@@ -91,10 +98,21 @@ class TransOSS(VisionTransformer):
         self.mie_embed = nn.Parameter(torch.empty(2, 1, embed_dim)) if modality_embedding else None
         # A linear map of the size triple, under its released name.
         self.wh_embed = nn.Sequential(OrderedDict(linear_layer=nn.Linear(3, embed_dim))) if size_embedding else None
+        self.structure_block = structure_block
+        self.cls_token_spe_rgb = self.cls_token_spe_sar = None
+        if specific_tokens:
+            self._add_specific_tokens()
+        self._initialise_embeddings()
         if position_init == "sincos":
             positions = build_sincos2d_pos_embed(list(self.grid_size), embed_dim, interleave_sin_cos=True)
-            self.pos_embed.data[:, 1:] = positions  # the class token's place stays as it is
-        self._initialise_embeddings()
+            self.pos_embed.data[:, self.class_tokens :] = positions  # places of class tokens stay as they are
+
+    def _add_specific_tokens(self) -> None:
+        """A class token of each modality, and a place for it behind the shared one's."""
+        self.cls_token_spe_rgb, self.cls_token_spe_sar = (nn.Parameter(torch.empty(1, 1, self.embed_dim)) for _ in range(2))
+        self.pos_embed = nn.Parameter(torch.empty(1, 2 + self.patch_embed.num_patches, self.embed_dim))
+        for embedding in (self.cls_token_spe_rgb, self.cls_token_spe_sar, self.pos_embed):
+            trunc_normal_(embedding, std=0.02)
 
     def _initialise_embeddings(self) -> None:
         for stem in (self.patch_embed, self.patch_embed_SAR):
@@ -107,12 +125,17 @@ class TransOSS(VisionTransformer):
             nn.init.zeros_(self.wh_embed.linear_layer.bias)
 
     @property
+    def class_tokens(self) -> int:
+        """How many class tokens stand before the patches: the shared one, perhaps a specific one."""
+        return 1 if self.cls_token_spe_rgb is None else 2
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of the patch grid."""
         return self.patch_embed.grid_size
 
     def embed(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Tensor:
-        """Tokens before the first block: class, patches, size.
+        """Tokens before the first block: class (shared, perhaps specific), patches, size.
 
         Args:
             images: (B, 3, H, W).
@@ -120,23 +143,30 @@ class TransOSS(VisionTransformer):
             sizes: (B, 3).
 
         Returns:
-            (B, 1 + N + 1, D), or (B, 1 + N, D) without the size token.
+            (B, C + N + 1, D), C class tokens, 1 or 2; or (B, C + N, D) without the size token.
         """
         # Both stems see every image: under 2 % of a base network's work, and no branch waits for the device to tell
         # which images are which.
         is_sar = modalities.view(-1, 1, 1) == 1
         patches = torch.where(is_sar, self.patch_embed_SAR(images), self.patch_embed(images))  # (B, N, D)
-        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1) + self.pos_embed  # (B, 1 + N, D)
+        tokens = [self.cls_token.expand(len(images), -1, -1), patches]
+        if self.class_tokens == 2:
+            tokens.insert(1, torch.where(is_sar, self.cls_token_spe_sar, self.cls_token_spe_rgb))
+        tokens = torch.cat(tokens, dim=1) + self.pos_embed  # (B, C + N, D)
         if self.mie_embed is not None:
             tokens = tokens + self.modality_scale * self.mie_embed[modalities]
         if self.wh_embed is not None:
             tokens = torch.cat([tokens, self.wh_embed(sizes)[:, None]], dim=1)
         return self.pos_drop(tokens)
 
-    def forward_features(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Tensor:
-        """All tokens after the final norm, (B, 1 + N + 1, D); arguments as for `embed`."""
-        return self.norm(self.blocks(self.embed(images, modalities, sizes)))
-
-    def forward(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Tensor:
-        """The feature of each image: its class token after the final norm, (B, D); arguments as for `embed`."""
-        return self.forward_features(images, modalities, sizes)[:, 0]
+    def forward(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Features:
+        """The features of each image: its class tokens after the final norm; arguments as for `embed`."""
+        tokens, structure = self.embed(images, modalities, sizes), None
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = block(tokens)
+            if number == self.structure_block:
+                patches = tokens[:, self.class_tokens :][:, : self.patch_embed.num_patches]  # (B, N, D), without the size token
+                structure = structure_descriptor(gradient_energy(patches, self.grid_size))
+        tokens = self.norm(tokens)
+        specific = tokens[:, 1] if self.class_tokens == 2 else None
+        return Features(shared=tokens[:, 0], specific=specific, structure=structure)

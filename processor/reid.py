@@ -29,7 +29,7 @@ class ReIDTask(Task):
 
     Attributes:
         network: gives a `ReIDOutput` of images, modalities, sizes and labels.
-        criterion: gives `terms(feature, scores, labels, modalities)` and their `total`.
+        criterion: gives terms of `feature`, `scores`, labels, modalities and the features' `parts`, and their `total`.
         update: steps the optimisers.
         schedule: sets the learning rates of an epoch (1, 2, ...).
         precision: in which the network computes.
@@ -59,7 +59,7 @@ class ReIDTask(Task):
         batch = batch.to(self.device)
         with self.precision.autocast():
             output = self.network(batch.images, batch.modalities, batch.sizes, batch.labels)
-        terms = self.criterion(output.feature, output.scores, batch.labels, batch.modalities)
+        terms = self.criterion(output.feature, output.scores, batch.labels, batch.modalities, **vars(output.parts))
         total = self.criterion.total(terms)
         self.update(total)
         accuracy = (output.scores.argmax(1) == batch.labels).float().mean()

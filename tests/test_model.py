@@ -38,28 +38,28 @@ def rows(batch: dict[str, torch.Tensor], index) -> dict[str, torch.Tensor]:
 def test_a_batch_may_hold_one_modality_and_its_features_are_those_of_a_mixed_one(modality):
     net, batch = backbone(), pictures(6)
     own = batch["modalities"] == modality
-    torch.testing.assert_close(net(**rows(batch, own)), net(**batch)[own], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(net(**rows(batch, own)).shared, net(**batch).shared[own], rtol=1e-5, atol=1e-6)
 
 
 def test_features_do_not_depend_on_the_rest_of_the_batch():
     net, batch = backbone(), pictures(5)
-    alone = torch.cat([net(**rows(batch, slice(i, i + 1))) for i in range(5)])
-    torch.testing.assert_close(alone, net(**batch), rtol=1e-5, atol=1e-6)
+    alone = torch.cat([net(**rows(batch, slice(i, i + 1))).shared for i in range(5)])
+    torch.testing.assert_close(alone, net(**batch).shared, rtol=1e-5, atol=1e-6)
 
 
 def test_each_modality_has_a_stem_of_its_own_and_its_own_embedding():
     net, batch = backbone(), pictures(4)
-    before = net(**batch)
+    before = net(**batch).shared
     with torch.no_grad():
         net.patch_embed_SAR.proj.bias += torch.randn(32)
-    after = net(**batch)
+    after = net(**batch).shared
     is_sar = batch["modalities"] == 1
     assert torch.equal(before[~is_sar], after[~is_sar])
     assert not torch.isclose(before[is_sar], after[is_sar]).all(1).any()
     with torch.no_grad():
         net.mie_embed[0] += torch.randn(32)
-    assert torch.equal(net(**batch)[is_sar], after[is_sar])
-    assert not torch.isclose(net(**batch)[~is_sar], after[~is_sar]).all(1).any()
+    assert torch.equal(net(**batch).shared[is_sar], after[is_sar])
+    assert not torch.isclose(net(**batch).shared[~is_sar], after[~is_sar]).all(1).any()
 
 
 def test_tokens_are_made_of_what_the_method_says():
@@ -81,7 +81,7 @@ def test_without_embeddings_there_is_no_such_tensor_and_sizes_do_not_matter():
     net, batch = backbone(modality_embedding=False, size_embedding=False), pictures(2)
     assert not {name for name in net.state_dict() if name.startswith(("mie_embed", "wh_embed"))}
     assert net.embed(**batch).shape == (2, 1 + 3 * 2, 32)
-    assert torch.equal(net(**batch), net(**batch | {"sizes": batch["sizes"] + 1}))
+    assert torch.equal(net(**batch).shared, net(**batch | {"sizes": batch["sizes"] + 1}).shared)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_any_image_size_and_stride(size, stride, grid):
     net, batch = backbone(img_size=size, stride=stride), pictures(2, size=size)
     assert net.grid_size == grid
     assert net.pos_embed.shape == (1, 1 + grid[0] * grid[1], 32)
-    assert net(**batch).shape == (2, 32)
+    assert net(**batch).shared.shape == (2, 32)
 
 
 def test_a_picture_smaller_than_a_patch_is_refused():
@@ -102,9 +102,9 @@ def test_a_picture_smaller_than_a_patch_is_refused():
 
 def test_evaluation_is_deterministic_and_training_draws_paths():
     net, batch = backbone(drop_path_rate=0.5), pictures(8)
-    assert torch.equal(net(**batch), net(**batch))
+    assert torch.equal(net(**batch).shared, net(**batch).shared)
     net.train()
-    assert not torch.equal(net(**batch), net(**batch))
+    assert not torch.equal(net(**batch).shared, net(**batch).shared)
 
 
 def test_stochastic_depth_rises_linearly():
@@ -294,9 +294,9 @@ def test_a_configuration_reaches_the_network():
 def test_what_dropout_does_reaches_the_features_in_training_alone():
     for option in ("drop_rate", "attn_drop_rate"):
         net, batch = backbone(drop_path_rate=0.0, **{option: 0.5}), pictures(4)
-        assert torch.equal(net(**batch), net(**batch))
+        assert torch.equal(net(**batch).shared, net(**batch).shared)
         net.train()
-        assert not torch.equal(net(**batch), net(**batch))
+        assert not torch.equal(net(**batch).shared, net(**batch).shared)
 
 
 def test_sincos_positions_tell_rows_from_columns_and_leave_the_class_token():

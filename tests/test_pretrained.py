@@ -60,7 +60,7 @@ def write(path: Path, content: dict) -> Path:
 
 def plain(model: ReIDModel, images: Tensor) -> Tensor:
     """The class token of optical images."""
-    return model.base(images, torch.zeros(len(images), dtype=torch.int64), torch.zeros(len(images), 3))
+    return model.base(images, torch.zeros(len(images), dtype=torch.int64), torch.zeros(len(images), 3)).shared
 
 
 def images_of(height: int = 64, width: int = 32) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from datasets import records
 from datasets.records import Batch, Chip, Modality, Protocol
 from loss.criterion import Criterion
+from model.features import Features
 from model.reid import ReIDOutput
 from processor.extraction import extract_features
 from processor.fusion import find_samples, fuse, fuse_images
@@ -44,7 +45,8 @@ class Net(nn.Module):
     def forward(self, images, modalities, sizes, labels=None):
         self.seen += len(images)
         feature = self.layer(images.flatten(1))
-        return ReIDOutput(feature=feature, neck_feature=2 * feature, scores=self.classifier(feature))
+        scores, parts = self.classifier(feature), Features(shared=feature)
+        return ReIDOutput(feature=feature, neck_feature=2 * feature, scores=scores, parts=parts)
 
 
 def batch_of(indices, images=None) -> Batch:

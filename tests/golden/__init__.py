@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.golden import bbdm, reid
+from tests.golden import bbdm, reid, sdf
 from tests.golden.compare import Skip
 
 FOLDER = Path(__file__).parent
 
-CHECKS = {**reid.CHECKS, **bbdm.CHECKS}
+CHECKS = {**reid.CHECKS, **sdf.CHECKS, **bbdm.CHECKS}
 """Prefix of a file's name -> its check; the longest prefix that fits decides."""
 
 
@@ -64,9 +64,6 @@ def check_file(path: Path) -> Outcome:
 
 
 def _without_gradients(check, vectors):
-    """Networks need no gradients; the losses ask for theirs."""
-    if check is reid.check_losses:
+    """Most networks need no gradients; the losses ask for theirs, and so does training."""
+    with torch.set_grad_enabled(check in (reid.check_losses, sdf.check_losses, sdf.check_model)):
         yield from check(vectors)
-    else:
-        with torch.no_grad():
-            yield from check(vectors)

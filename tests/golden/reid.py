@@ -4,6 +4,7 @@ A check takes the arrays of a file and yields a comparison for each thing that i
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from loss.terms import (
     symmetric_contrastive,
 )
 from model.contents import contents_of
+from model.features import fused_width
 from model.heads import MarginHead, linear_head
 from model.pretrained import fit_backbone, resize_position_embedding
 from model.reid import ReIDModel
@@ -59,7 +61,8 @@ def tensor(array: np.ndarray) -> Tensor:
 
 def is_normalisation(key: str) -> bool:
     """Whether the weight rules add 1 to this key of a re-identification model."""
-    return key.endswith(("norm1.weight", "norm2.weight", "norm.weight", "running_var")) or key == "bottleneck.weight"
+    necks = ("bottleneck.weight", "bottleneck_fuse.weight")
+    return key in necks or key.endswith(("norm1.weight", "norm2.weight", "norm.weight", "running_var"))
 
 
 def backbone_of(config: dict) -> TransOSS:
@@ -76,14 +79,17 @@ def backbone_of(config: dict) -> TransOSS:
         modality_scale=config["mie_coe"],
         size_embedding=config["sse"],
         drop_path_rate=0.0,
+        specific_tokens=config.get("disentangle", False),
+        structure_block=config.get("struct_layer", 0),
     )
     return backbone.eval()
 
 
 def model_of(config: dict) -> ReIDModel:
     """The whole model of `config`."""
-    backbone = backbone_of(config)
-    return ReIDModel(backbone, linear_head(backbone.num_features, config["identities"])).eval()
+    backbone, fusion = backbone_of(config), config["fusion"] if config.get("disentangle") else None
+    classifier = linear_head(fused_width(backbone.num_features, fusion), config["identities"])
+    return ReIDModel(backbone, classifier, fusion=fusion).eval()
 
 
 def check_sar_to_rgb(vectors: Vectors) -> Iterator[Comparison]:
@@ -143,25 +149,29 @@ def check_vit(vectors: Vectors) -> Iterator[Comparison]:
     yield equal(sorted(key for key in weights if not key.startswith("fc.")), sorted(own))
     backbone.load_state_dict({key: value for key, value in weights.items() if key in own})
     x, camids, sizes = (tensor(vectors[key]) for key in ("x", "camids", "img_wh"))
-    yield close(backbone(x, camids, sizes), vectors["feat"], NETWORK)
+    yield close(backbone(x, camids, sizes).shared, vectors["feat"], NETWORK)
     optical = camids == 0
-    yield close(backbone(x[optical], camids[optical], sizes[optical]), vectors["feat_optical_only"], NETWORK)
+    yield close(backbone(x[optical], camids[optical], sizes[optical]).shared, vectors["feat_optical_only"], NETWORK)
 
 
 def check_vit_base_formula(vectors: Vectors) -> Iterator[Comparison]:
     """The released size: every key and shape, and features with formula weights."""
     config = json.loads(str(vectors["config"]))
     model = model_of(config)
-    yield from _same_keys(model, vectors)
+    yield from same_keys(model, vectors)
     fill_formula(model, is_normalisation)
-    count = len(vectors["camids"])
-    places = torch.arange(count * 3 * config["img_size"][0] * config["img_size"][1], dtype=torch.float64)
-    images = torch.sin(0.01 * places + int(vectors["seed"])).float().view(count, 3, *config["img_size"])
-    output = model(images, tensor(vectors["camids"]), tensor(vectors["img_wh"]))
+    output = model(sine_images(vectors, config), tensor(vectors["camids"]), tensor(vectors["img_wh"]))
     yield close(output.feature, vectors["feat"], NETWORK)
 
 
-def _same_keys(model: ReIDModel, vectors: Vectors) -> Iterator[Comparison]:
+def sine_images(vectors: Vectors, config: dict) -> Tensor:
+    """The pictures that a file of the released size stands for."""
+    shape = (len(vectors["camids"]), 3, *config["img_size"])
+    return torch.sin(0.01 * torch.arange(math.prod(shape), dtype=torch.float64) + int(vectors["seed"])).float().view(shape)
+
+
+def same_keys(model: ReIDModel, vectors: Vectors) -> Iterator[Comparison]:
+    """Names and shapes of the state dict."""
     theirs = {key: shape for key, shape in zip(vectors["keys"], vectors["key_shapes"]) if not key.startswith("base.fc.")}
     ours = {key: str(list(value.shape)) for key, value in model.state_dict().items()}
     yield equal(sorted(ours.items()), sorted((str(key), str(shape)) for key, shape in theirs.items()))
@@ -173,10 +183,19 @@ def check_pos_embed_resize(vectors: Vectors) -> Iterator[Comparison]:
     yield close(resize_position_embedding(tensor(vectors["old"]), (rows, columns)), vectors["new"], FORMULA)
 
 
-def check_pretrained_surgery(vectors: Vectors) -> Iterator[Comparison]:
-    """An ImageNet-style checkpoint loaded into a formula-filled backbone."""
-    backbone = backbone_of(json.loads(str(vectors["config"])))
-    fill_formula(backbone, is_normalisation)
+def fill(module: torch.nn.Module, config: dict) -> None:
+    """Fill a network by the rule that `config` names, the formula if none."""
+    if config.get("weights") == "seeded":
+        fill_seeded(module, config["weights_seed"], is_normalisation)
+    else:
+        fill_formula(module, is_normalisation)
+
+
+def check_surgery(vectors: Vectors) -> Iterator[Comparison]:
+    """A checkpoint, such as an ImageNet-style one, loaded into a filled backbone."""
+    config = json.loads(str(vectors["config"]))
+    backbone = backbone_of(config)
+    fill(backbone, config)
     source = {key.removeprefix("src."): tensor(vectors[key]) for key in vectors if key.startswith("src.")}
     fit_backbone(contents_of(source), backbone)
     theirs = {
@@ -192,7 +211,7 @@ def check_reid_model(vectors: Vectors) -> Iterator[Comparison]:
     """A whole model with formula weights: test feature, then training outputs, then pair logits."""
     config = json.loads(str(vectors["config"]))
     model = model_of(config)
-    yield from _same_keys(model, vectors)
+    yield from same_keys(model, vectors)
     fill_formula(model, is_normalisation)
     arguments = [tensor(vectors[key]) for key in ("x", "camids", "img_wh")]
     output = model(*arguments)
@@ -317,7 +336,7 @@ CHECKS = {
     "vit_": check_vit,
     "vit_base_formula": check_vit_base_formula,
     "pos_embed_resize": check_pos_embed_resize,
-    "pretrained_surgery": check_pretrained_surgery,
+    "pretrained_surgery": check_surgery,
     "reid_model_": check_reid_model,
     "lr_": check_lr,
     "metrics": check_metrics,
