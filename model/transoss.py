@@ -94,18 +94,14 @@ class TransOSS(VisionTransformer):
             drop_path_rate=drop_path_rate,
         )
         self.patch_embed_SAR = stem(img_size, embed_dim)
-        self.modality_scale = modality_scale
+        self.modality_scale, self.structure_block = modality_scale, structure_block
         self.mie_embed = nn.Parameter(torch.empty(2, 1, embed_dim)) if modality_embedding else None
         # A linear map of the size triple, under its released name.
         self.wh_embed = nn.Sequential(OrderedDict(linear_layer=nn.Linear(3, embed_dim))) if size_embedding else None
-        self.structure_block = structure_block
         self.cls_token_spe_rgb = self.cls_token_spe_sar = None
         if specific_tokens:
             self._add_specific_tokens()
-        self._initialise_embeddings()
-        if position_init == "sincos":
-            positions = build_sincos2d_pos_embed(list(self.grid_size), embed_dim, interleave_sin_cos=True)
-            self.pos_embed.data[:, self.class_tokens :] = positions  # places of class tokens stay as they are
+        self._initialise_embeddings(position_init)
 
     def _add_specific_tokens(self) -> None:
         """A class token of each modality, and a place for it behind the shared one's."""
@@ -114,7 +110,7 @@ class TransOSS(VisionTransformer):
         for embedding in (self.cls_token_spe_rgb, self.cls_token_spe_sar, self.pos_embed):
             trunc_normal_(embedding, std=0.02)
 
-    def _initialise_embeddings(self) -> None:
+    def _initialise_embeddings(self, positions: str) -> None:
         for stem in (self.patch_embed, self.patch_embed_SAR):
             nn.init.kaiming_normal_(stem.proj.weight, mode="fan_out")  # deviation 0.0032 at the released size
         trunc_normal_(self.cls_token, std=0.02)
@@ -123,6 +119,9 @@ class TransOSS(VisionTransformer):
         if self.wh_embed is not None:
             trunc_normal_(self.wh_embed.linear_layer.weight, std=0.02)
             nn.init.zeros_(self.wh_embed.linear_layer.bias)
+        if positions == "sincos":  # places of class tokens stay as they are
+            grid = build_sincos2d_pos_embed(list(self.grid_size), self.embed_dim, interleave_sin_cos=True)
+            self.pos_embed.data[:, self.class_tokens :] = grid
 
     @property
     def class_tokens(self) -> int:
