@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from bbdm.latents import STATISTICS
 from utils import checkpoint
 from utils.errors import CheckpointError, some
 
@@ -20,6 +21,7 @@ HARMLESS_PACKAGES = ("pytorch_lightning.", "lightning.", "omegaconf.")
 
 NETWORK_PREFIX = "denoise_fn."
 FIRST_STAGE_PREFIX = "vqgan."
+RESCALER_PREFIX = "cond_stage_model.channel_mapper."
 FIRST_STAGE_PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 
 
@@ -53,6 +55,8 @@ class BridgeFile:
 def read_bridge(path: str | Path) -> BridgeFile:
     """The network of a bare state dict, of our `last.pth`, or of BBDM's files: `model` with `denoise_fn.*`, and `ema`.
 
+    With it come the rescaler of its condition and the statistics of latents, where there are.
+
     Raises:
         CheckpointError: as `utils.checkpoint.load`; also a file without a bridge's network.
     """
@@ -72,7 +76,8 @@ def read_bridge(path: str | Path) -> BridgeFile:
         )
     logger.info("%s: %d tensors of the network, %d of them averaged", path, len(merged), len(averages))
     batches = _batches_of(content) if weights and averages else None
-    return BridgeFile(Path(path), weights or merged, merged, batches)
+    beside = {name: content[name] for name in STATISTICS if isinstance(content.get(name), Tensor)}
+    return BridgeFile(Path(path), {**(weights or merged), **beside}, {**merged, **beside}, batches)
 
 
 def read_first_stage(path: str | Path) -> dict[str, Tensor]:
@@ -151,6 +156,8 @@ def _inside(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _network_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's tensors: those under `denoise_fn.`, or all if they are a network's own names."""
+    """The network's tensors: those under `denoise_fn.` and its rescaler's, or all if they are a network's own names."""
     is_network = any(name.startswith("input_blocks.") for name in tensors)
-    return _inside(tensors, NETWORK_PREFIX) or (dict(tensors) if is_network else {})
+    network = _inside(tensors, NETWORK_PREFIX) or (dict(tensors) if is_network else {})
+    beside = {name: tensor for name, tensor in tensors.items() if name.startswith(RESCALER_PREFIX)}
+    return {**network, **beside} if network else {}

@@ -154,10 +154,15 @@ class Codebook(nn.Module):
 
 
 class FirstStage(nn.Module):
-    """Picture <-> latent. The bridge lives on `encode`'s latents, which are not quantised; `decode` quantises them first."""
+    """Picture <-> latent. The bridge lives on `encode`'s latents, which are not quantised; `decode` quantises them first.
+
+    Attributes:
+        before_quant_conv: latents are those before `quant_conv`, which `decode` then applies; both have the same channels.
+    """
 
     def __init__(self, *, encoder: nn.Sequential, decoder: nn.Sequential, latent_channels: int, codes: int, code_width: int):
         super().__init__()
+        self.before_quant_conv = False
         self.encoder = encoder
         self.decoder = decoder
         self.quantize = Codebook(codes, code_width)
@@ -176,7 +181,8 @@ class FirstStage(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Picture (B, C, H, W) in [-1, 1] -> latent (B, code width, h, w)."""
-        return self.quant_conv(self.encoder(x))
+        latent = self.encoder(x)
+        return latent if self.before_quant_conv else self.quant_conv(latent)
 
     def quantise(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Latent (B, code width, h, w) -> nearest code vectors, same shape, and their numbers (B, h, w) int64."""
@@ -184,7 +190,7 @@ class FirstStage(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent (B, code width, h, w) -> picture (B, C, H, W), about [-1, 1], by way of the nearest codes."""
-        return self.decode_codes(self.quantise(latent)[0])
+        return self.decode_codes(self.quantise(self.quant_conv(latent) if self.before_quant_conv else latent)[0])
 
     def decode_codes(self, vectors: Tensor) -> Tensor:
         """Code vectors (B, code width, h, w) -> picture (B, C, H, W), about [-1, 1]."""

@@ -15,14 +15,15 @@ from bbdm.bridge import Bridge, bridge_loss, make_schedule
 from bbdm.checkpoints import BridgeFile, fill_network, read_first_stage
 from bbdm.data import layout_of
 from bbdm.first_stage import FirstStage, make_first_stage
-from bbdm.sampler import Noise, few_steps, released_steps, sample_few_steps, sample_released
-from bbdm.unet import UNet, make_unet
+from bbdm.latents import OPTICAL, SAR, keep_statistics, statistics_of
+from bbdm.sampler import Noise, every_step, few_steps, released_steps, sample_few_steps, sample_released
+from bbdm.unet import Rescaler, UNet, make_unet
 from utils.device import Precision
 from utils.errors import CheckpointError, UsageError
 
 logger = logging.getLogger(__name__)
 
-NETWORK_KEYS = "BBDM.WIDTH, MULTIPLIERS, BLOCKS and SPACE"
+NETWORK_KEYS = "BBDM.WIDTH, MULTIPLIERS, BLOCKS, SPACE, CONDITION and NORMALISE_LATENTS"
 """Keys that decide the network's tensors, for messages."""
 
 
@@ -33,6 +34,7 @@ class SamplerSettings:
     Attributes:
         name: 'released' or 'few_step'.
         steps: network calls.
+        every_step: the released sampler takes all time steps, one by one, instead of the released list.
         eta: noise of the released sampler, 1 as trained.
         order: of the few-step sampler, 1, 2 or 3.
         clip: clamp estimates of the SAR picture; in pixel space only.
@@ -45,6 +47,7 @@ class SamplerSettings:
     order: int = 2
     clip: bool = False
     grey: bool = False
+    every_step: bool = False
 
 
 class BridgeModel:
@@ -55,44 +58,57 @@ class BridgeModel:
         network: predicts the bridge's target; anything called as `UNet` is.
         first_stage: of the latent model, frozen; None for the pixel model.
         precision: in which network and first stage compute.
+        condition: what the network sees beside x_t: 'none', 'y' or 'first_stage' (the optical picture's state), or 'rescaler'
+            (the picture itself).
     """
 
-    def __init__(self, bridge: Bridge, network: nn.Module, first_stage: FirstStage | None, precision: Precision):
+    def __init__(
+        self, bridge: Bridge, network: nn.Module, first_stage: FirstStage | None, precision: Precision, condition: str
+    ):
         self.bridge = bridge
         self.network = network
         self.first_stage = first_stage
         self.precision = precision
+        self.condition = condition
 
     def with_network(self, network: nn.Module) -> "BridgeModel":
         """The same bridge with another network, such as the averaged one."""
-        return BridgeModel(self.bridge, network, self.first_stage, self.precision)
+        return BridgeModel(self.bridge, network, self.first_stage, self.precision, self.condition)
 
     @torch.no_grad()
-    def encode(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, c, h, w)."""
+    def encode(self, pictures: Tensor, kind: str) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], of kind `OPTICAL` or `SAR`, -> (B, c, h, w)."""
         if self.first_stage is None:
             return pictures
         with self.precision.autocast():
-            return self.first_stage.encode(pictures).float()
+            latent = self.first_stage.encode(pictures).float()
+        statistics = statistics_of(self.network, kind)
+        return latent if statistics is None else (latent - statistics[0]) / statistics[1]
 
     @torch.no_grad()
     def decode(self, states: Tensor) -> Tensor:
-        """(B, c, h, w) -> (B, 3, H, W), about [-1, 1]."""
+        """SAR states (B, c, h, w) -> (B, 3, H, W), about [-1, 1]."""
         if self.first_stage is None:
             return states
+        statistics = statistics_of(self.network, SAR)
+        latent = states if statistics is None else states * statistics[1] + statistics[0]
         with self.precision.autocast():
-            return self.first_stage.decode(states).float()
+            return self.first_stage.decode(latent).float()
 
-    def predict(self, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        """The network's float32 prediction of the target; the pixel model sees y, the latent one x_t alone."""
+    def context(self, optical: Tensor, y: Tensor) -> Tensor | None:
+        """What the network sees beside x_t, of optical pictures (B, 3, H, W) and their states y (B, c, h, w)."""
+        return {"none": None, "rescaler": optical}.get(self.condition, y)
+
+    def predict(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        """The network's float32 prediction of the target."""
         with self.precision.autocast():
-            return self.network(x_t, t, y if self.first_stage is None else None).float()
+            return self.network(x_t, t, context).float()
 
     def loss(self, optical: Tensor, sar: Tensor, t: Tensor, noise: Tensor, kind: str = "l1") -> Tensor:
         """The training loss of a batch of pictures (B, 3, H, W) at t (B,) with noise (B, c, h, w): a float32 number."""
-        y, x0 = self.encode(optical), self.encode(sar)
+        y, x0 = self.encode(optical, OPTICAL), self.encode(sar, SAR)
         x_t = self.bridge.forward_sample(x0, y, t, noise)
-        return bridge_loss(self.predict(x_t, y, t), self.bridge.target(x0, y, t, noise), kind)
+        return bridge_loss(self.predict(x_t, t, self.context(optical, y)), self.bridge.target(x0, y, t, noise), kind)
 
     def random_loss(
         self, optical: Tensor, sar: Tensor, kind: str = "l1", *, generator: torch.Generator | None = None
@@ -126,18 +142,20 @@ class BridgeModel:
         Returns:
             (B, 3, H, W), about [-1, 1].
         """
-        y = self.encode(optical)
+        y = self.encode(optical, OPTICAL)
+        context = self.context(optical, y)
         schedule = self.bridge.schedule
 
         def denoise(x_t: Tensor, t: int) -> Tensor:
             at = torch.full((len(x_t),), t, device=x_t.device)
-            x0 = self.bridge.predict_x0(x_t, y, at, self.predict(x_t, y, at))
+            x0 = self.bridge.predict_x0(x_t, y, at, self.predict(x_t, at, context))
             on_call()
             return x0
 
         clip = settings.clip and self.first_stage is None
         if settings.name == "released":
-            run = partial(sample_released, steps=released_steps(len(schedule), settings.steps), eta=settings.eta)
+            steps = every_step(len(schedule)) if settings.every_step else released_steps(len(schedule), settings.steps)
+            run = partial(sample_released, steps=steps, eta=settings.eta)
         else:
             run = partial(sample_few_steps, steps=few_steps(schedule, settings.steps), order=settings.order)
         pictures = self.decode(run(denoise, y, schedule=schedule, noise=noise, clip=clip))
@@ -148,7 +166,8 @@ def build_sampler_settings(cfg) -> SamplerSettings:
     """BBDM.SAMPLER, SAMPLE_STEP, ETA, ORDER, CLIP and GREY, checked against the schedule."""
     settings = SamplerSettings(
         name=cfg.BBDM.SAMPLER,
-        steps=cfg.BBDM.SAMPLE_STEP,
+        steps=cfg.BBDM.SAMPLE_STEP or cfg.BBDM.NUM_TIMESTEPS,
+        every_step=not cfg.BBDM.SAMPLE_STEP,
         eta=cfg.BBDM.ETA,
         order=cfg.BBDM.ORDER,
         clip=cfg.BBDM.CLIP,
@@ -167,17 +186,18 @@ def build_bridge(cfg) -> Bridge:
 
 
 def build_network(cfg) -> UNet:
-    """The UNet of BBDM.*, with start values: 6 -> 3 channels in pixel space, as many as a latent has otherwise."""
-    pixel = cfg.BBDM.SPACE == "pixel"
+    """The UNet of BBDM.*, with start values: from and to the channels of a state, and those of its condition beside them."""
+    pixel, condition = cfg.BBDM.SPACE == "pixel", build_condition(cfg)
     channels = 3 if pixel else cfg.BBDM.FIRST_STAGE_CODE_WIDTH
-    factor = 2 ** (len(cfg.BBDM.MULTIPLIERS) - 1) * (1 if pixel else 2 ** (len(cfg.BBDM.FIRST_STAGE_MULTIPLIERS) - 1))
+    halvings = 0 if pixel else len(cfg.BBDM.FIRST_STAGE_MULTIPLIERS) - 1
+    factor = 2 ** (len(cfg.BBDM.MULTIPLIERS) - 1 + halvings)
     if len(cfg.BBDM.IMAGE_SIZE) != 2 or any(side <= 0 or side % factor for side in cfg.BBDM.IMAGE_SIZE):
         raise UsageError(f"BBDM.IMAGE_SIZE {list(cfg.BBDM.IMAGE_SIZE)} must be a height and a width that {factor} divides")
     if cfg.BBDM.WIDTH % 32 or cfg.BBDM.WIDTH <= 0:
         raise UsageError(f"BBDM.WIDTH is {cfg.BBDM.WIDTH}; it is a multiple of 32")
     try:
-        return make_unet(
-            in_channels=2 * channels if pixel else channels,
+        network = make_unet(
+            in_channels=channels if condition == "none" else 2 * channels,
             out_channels=channels,
             width=cfg.BBDM.WIDTH,
             multipliers=cfg.BBDM.MULTIPLIERS,
@@ -186,9 +206,24 @@ def build_network(cfg) -> UNet:
             head_width=cfg.BBDM.HEAD_WIDTH,
             dropout=cfg.BBDM.DROPOUT,
             activation_checkpoints=cfg.BBDM.ACTIVATION_CHECKPOINTS,
+            rescaler=Rescaler(halvings, channels) if condition == "rescaler" else None,
         )
     except ValueError as error:
         raise UsageError(f"BBDM.WIDTH, MULTIPLIERS and HEAD_WIDTH make no network: {error}") from error
+    if cfg.BBDM.NORMALISE_LATENTS and pixel:
+        raise UsageError("BBDM.NORMALISE_LATENTS is True and BBDM.SPACE pixel, where there are no latents; set one of them")
+    if cfg.BBDM.NORMALISE_LATENTS:
+        keep_statistics(network, channels)
+    return network
+
+
+def build_condition(cfg) -> str:
+    """BBDM.CONDITION, 'auto' resolved: 'y' in pixel space, 'none' between latents."""
+    space, asked = cfg.BBDM.SPACE, cfg.BBDM.CONDITION
+    known = ("y", "none") if space == "pixel" else ("none", "first_stage", "rescaler")
+    if asked not in ("auto", *known):
+        raise UsageError(f"BBDM.CONDITION is {asked}; with BBDM.SPACE {space} it is auto or one of {', '.join(known)}")
+    return known[0] if asked == "auto" else asked
 
 
 def build_empty_first_stage(cfg) -> FirstStage:
@@ -202,6 +237,7 @@ def build_empty_first_stage(cfg) -> FirstStage:
         latent_channels=cfg.BBDM.FIRST_STAGE_CODE_WIDTH,
         codes=cfg.BBDM.FIRST_STAGE_CODES,
         code_width=cfg.BBDM.FIRST_STAGE_CODE_WIDTH,
+        attention_sizes=cfg.BBDM.FIRST_STAGE_ATTENTION,
     )
 
 
@@ -224,6 +260,7 @@ def build_first_stage(cfg, *, weights: str | Path = "") -> FirstStage | None:
         )
     stage = build_empty_first_stage(cfg)
     fill_network(stage, read_first_stage(path), path, "BBDM.FIRST_STAGE_*")
+    stage.before_quant_conv = cfg.BBDM.LATENT_BEFORE_QUANT_CONV
     return stage.eval().requires_grad_(False)
 
 
@@ -244,4 +281,4 @@ def build_bridge_model(
     network.to(device, memory_format=layout)
     if first_stage is not None:
         first_stage.to(device, memory_format=layout)
-    return BridgeModel(build_bridge(cfg).to(device), network, first_stage, precision)
+    return BridgeModel(build_bridge(cfg).to(device), network, first_stage, precision, build_condition(cfg))

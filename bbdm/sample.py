@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bbdm.data import to_picture, to_tensor
 from bbdm.drawing import build_batch_size, build_sampling_model, draw
-from bbdm.model import SamplerSettings, build_sampler_settings
+from bbdm.model import SamplerSettings, build_condition, build_sampler_settings
 from configs.command import config_parser, open_command
 from datasets.catalogue import read_hoss
 from datasets.chips import read_header, read_optical
@@ -37,6 +37,9 @@ MODEL_KEYS = (
     *("WIDTH", "MULTIPLIERS", "BLOCKS", "ATTENTION_FACTORS", "HEAD_WIDTH"),
 )
 """Keys of BBDM that decide a sample's pixels beside the sampler's own."""
+
+LATENT_KEYS = ("NORMALISE_LATENTS", "LATENT_BEFORE_QUANT_CONV", "FIRST_STAGE_ATTENTION")
+"""The same of the latent model."""
 
 Job = tuple[Chip, int]
 """One sample to make: the optical chip, which knows its size, and k."""
@@ -66,19 +69,29 @@ def build_sources(cfg) -> list[Chip]:
 def build_run(cfg, settings: SamplerSettings, precision: Precision) -> SamplingRun:
     """What decides the pixels of the samples; of the checkpoints, their SHA-256."""
     model = {key: cfg.BBDM[key] for key in MODEL_KEYS}
+    if cfg.BBDM.CONDITION != "auto":
+        model["CONDITION"] = build_condition(cfg)
+    if cfg.BBDM.SPACE == "latent":
+        model |= {key: cfg.BBDM[key] for key in LATENT_KEYS}
     if precision.dtype is not None:
         model["PRECISION"] = str(precision.dtype).removeprefix("torch.")
     if cfg.BBDM.SPACE == "latent" and cfg.BBDM.FIRST_STAGE:
         model["FIRST_STAGE_SHA256"] = checkpoint.sha256(cfg.BBDM.FIRST_STAGE)
     return SamplingRun(
         samples_per_image=cfg.BBDM.SAMPLE_NUM,
-        sampler=settings.name if settings.name == "released" else f"{settings.name} (order {settings.order})",
+        sampler=_name_sampler(settings),
         steps=settings.steps,
         eta=settings.eta,
         seed=cfg.SOLVER.SEED,
         weights_sha256=checkpoint.sha256(cfg.BBDM.WEIGHT),
         model=model,
     )
+
+
+def _name_sampler(settings: SamplerSettings) -> str:
+    if settings.name == "released":
+        return "released (every step)" if settings.every_step else "released"
+    return f"{settings.name} (order {settings.order})"
 
 
 def open_shared_store(folder: Path, run: SamplingRun, sources: Sequence[Chip], config: str) -> list[Job]:

@@ -28,6 +28,11 @@ def released_steps(num_timesteps: int, sample_step: int) -> list[int]:
     return [last - -(-i * last // (sample_step - 2)) for i in range(sample_step - 2)] + [1, 0]
 
 
+def every_step(num_timesteps: int) -> list[int]:
+    """All time steps, T-1 to 0: the released process without a list."""
+    return list(range(num_timesteps - 1, -1, -1))
+
+
 def sample_released(
     denoise: Denoise, y: Tensor, *, schedule: Schedule, steps: Sequence[int], noise: Noise, eta: float = 1.0, clip: bool = False
 ) -> Tensor:

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from bbdm.averaging import build_average, update_average
 from bbdm.checkpoints import BridgeFile, fill_network, read_bridge
 from bbdm.data import build_bridge_loader, build_bridge_pairs, build_validation_loader, layout_of, to_picture
+from bbdm.latents import OPTICAL, SAR, measure_statistics
 from bbdm.model import NETWORK_KEYS, BridgeModel, SamplerSettings, build_bridge_model
 from bbdm.noise import sample_seed, seeded_normal
 from configs.command import config_parser, open_command
@@ -25,7 +26,7 @@ from processor.update import Update
 from utils import cli, distributed
 from utils.device import build_precision
 from utils.files import replacing
-from utils.log import MetricsWriter
+from utils.log import MetricsWriter, progress
 from utils.seed import seed_everything
 
 logger = logging.getLogger(__name__)
@@ -176,6 +177,20 @@ def build_update(cfg, network: nn.Module, scaler: torch.amp.GradScaler, device: 
     return Update(network, [optimizer], scaler, **steps)
 
 
+def measure(model: BridgeModel, loader, device: torch.device) -> None:
+    """Measure the statistics of the latents of a loader's pairs, not normalised yet, into the model's network."""
+
+    def latents():
+        with progress(len(loader), "statistics of latents", unit="batch") as bar:
+            for batch in loader:
+                optical, sar = batch.to(device, memory_format=layout_of(device)).images.chunk(2)
+                yield model.encode(sar, SAR), model.encode(optical, OPTICAL)
+                bar.update()
+
+    measure_statistics(model.network, latents())
+    logger.info("latents are normalised by their mean and deviation over the training pairs")
+
+
 def build_first_step(cfg, start: BridgeFile) -> int:
     """The optimiser steps that fine-tuning counts on from: those that made `start`, or as many as end the copying."""
     own = start.batches is not None
@@ -192,6 +207,8 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
     precision = build_precision(cfg, device)
     start = read_bridge(cfg.BBDM.PRETRAINED) if cfg.BBDM.PRETRAINED and not cfg.SOLVER.RESUME else None
     model = build_bridge_model(cfg, device, precision, weights=start, averaged=False)
+    if cfg.BBDM.NORMALISE_LATENTS and not (start or cfg.SOLVER.RESUME):
+        measure(model, build_validation_loader(cfg, pairs.train, device_type=device.type, **sharing), device)
     average = build_average(model.network, cfg.BBDM.EMA_DECAY)
     model = model.with_network(distributed.wrap(model.network, device))
     update = build_update(cfg, model.network, precision.scaler(), device)

@@ -89,10 +89,29 @@ class TimedSequential(nn.Sequential):
         return x
 
 
+class Rescaler(nn.Module):
+    """Make a picture as small as a latent: halved `halvings` times by bilinear interpolation, then its channels mixed.
+
+    (B, 3, H, W) -> (B, C, H / 2^halvings, W / 2^halvings).
+    """
+
+    def __init__(self, halvings: int, out_channels: int):
+        super().__init__()
+        self.halvings = halvings
+        self.channel_mapper = nn.Conv2d(3, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve and mix."""
+        for _ in range(self.halvings):
+            x = F.interpolate(x, scale_factor=0.5, mode="bilinear")
+        return self.channel_mapper(x)
+
+
 class UNet(nn.Module):
     """Predict the bridge's target: x_t (B, C, H, W), t (B,), condition (B, C_y, H, W) or none -> (B, C_out, H, W).
 
-    H and W must divide by 2^(levels - 1). Built by `make_unet`.
+    H and W must divide by 2^(levels - 1). Where there is a `Rescaler`, the condition is the picture that it makes smaller.
+    Built by `make_unet`.
     """
 
     def __init__(
@@ -104,9 +123,11 @@ class UNet(nn.Module):
         output_blocks: Sequence[nn.Module],
         out_channels: int,
         activation_checkpoints: bool,
+        rescaler: Rescaler | None,
     ):
         super().__init__()
         self.width = width
+        self.cond_stage_model = rescaler  # the name of its tensors
         self.activation_checkpoints = activation_checkpoints
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
         self.input_blocks = nn.ModuleList(input_blocks)
@@ -117,6 +138,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Run the network; the condition's channels follow those of x."""
         time = self.time_embed(timestep_embedding(t, self.width))
+        if self.cond_stage_model is not None:
+            condition = self.cond_stage_model(condition)
         h = x if condition is None else torch.cat([x, condition], dim=1)
         skips = []
         for block in self.input_blocks:
@@ -144,6 +167,7 @@ def make_unet(
     head_width: int = 64,
     dropout: float = 0.0,
     activation_checkpoints: bool = False,
+    rescaler: Rescaler | None = None,
 ) -> UNet:
     """Build a UNet with the published names and start values.
 
@@ -157,6 +181,7 @@ def make_unet(
         head_width: channels of an attention head.
         dropout: within residual blocks, 0..1.
         activation_checkpoints: compute activations again in the backward pass to save memory.
+        rescaler: of the condition, which then is a picture; trained with the network and started like its convolutions.
     """
     if list(multipliers[:1]) != [1]:
         raise ValueError(f"the first width multiplier must be 1, not those of {list(multipliers)}")
@@ -172,6 +197,7 @@ def make_unet(
         output_blocks=up,
         out_channels=out_channels,
         activation_checkpoints=activation_checkpoints,
+        rescaler=rescaler,
     )
     _set_start_values(network)
     return network

@@ -168,6 +168,12 @@ TABLE = (
     new("BBDM.FLIP", True, "half of the training pairs are mirrored"),
     # Bridge
     new("BBDM.SPACE", "pixel", "'latent': between latents of the first stage", choices=("pixel", "latent")),
+    new(
+        "BBDM.CONDITION",
+        "auto",
+        "what the network sees beside x_t, see docs/bridge.md; 'auto': y in pixels, none in latents",
+        choices=("auto", "none", "y", "first_stage", "rescaler"),
+    ),
     new("BBDM.OBJECTIVE", "grad", "what the network estimates", choices=("grad", "noise", "ysubx")),
     new("BBDM.SCHEDULE", "linear", "how the optical share grows with the time step", choices=("linear", "sin")),
     new("BBDM.NUM_TIMESTEPS", 1000, "time steps of the bridge", low=3),
@@ -188,6 +194,9 @@ TABLE = (
     new("BBDM.FIRST_STAGE_BLOCKS", 2, "residual blocks of a level", low=1),
     new("BBDM.FIRST_STAGE_CODES", 8192, "entries of the codebook", low=1),
     new("BBDM.FIRST_STAGE_CODE_WIDTH", 3, "channels of an entry, and of a latent", low=1),
+    new("BBDM.FIRST_STAGE_ATTENTION", [0], "sides, of a picture of 256, at which its levels attend; 0: none", low=0),
+    new("BBDM.LATENT_BEFORE_QUANT_CONV", False, "True: latents before quant_conv instead of after"),
+    new("BBDM.NORMALISE_LATENTS", False, "True: by each channel's mean and deviation over the training pairs"),
     # Training
     new("BBDM.PRETRAINED", "", "a bridge to start from"),
     new("BBDM.ACCUMULATION", 2, "batches to an optimiser step", low=1),
@@ -205,7 +214,7 @@ TABLE = (
     new("BBDM.WEIGHT", "", "the bridge to sample from"),
     new("BBDM.SPLITS", list(SPLITS), "whose optical chips are translated", choices=(*SPLITS, *VALIDATION_SPLITS)),
     new("BBDM.SAMPLE_NUM", 5, "K, samples of a chip", low=1),
-    new("BBDM.SAMPLE_STEP", 200, "network calls of a sample", low=1),
+    new("BBDM.SAMPLE_STEP", 200, "network calls of a sample; 0: all NUM_TIMESTEPS, one by one", low=0),
     new("BBDM.SAMPLER", "released", "see docs/bridge.md", choices=("released", "few_step")),
     new("BBDM.ETA", 1.0, "noise of the released sampler", low=0, high=1),
     new("BBDM.ORDER", 2, "of the few-step sampler", low=1, high=3),

@@ -67,6 +67,20 @@ def test_our_training_state_gives_the_averaged_network(tmp_path, network):
     assert read_bridge(tmp_path / "last.pth").averages["out.2.bias"].tolist() == [7.0] * 3
 
 
+def test_published_files_give_the_rescaler_and_the_statistics(tmp_path, network):
+    weight = torch.ones(3, 3, 1, 1)
+    name = "cond_stage_model.channel_mapper.weight"
+    model = {**prefixed("denoise_fn.", network), name: weight, "cond_stage_model.encoder.conv_in.bias": torch.zeros(2)}
+    statistics = {key: torch.full((1, 3, 1, 1), 2.0) for key in ("ori_latent_mean", "ori_latent_std", "cond_latent_mean")}
+    averages = {"denoise_fn." + key: value for key, value in network.named_parameters()} | {name: 3 * weight}
+    torch.save({"model": model, "ema": averages, "step": 4, **statistics}, tmp_path / "published.pth")
+    found = read_bridge(tmp_path / "published.pth")
+    assert found.weights.keys() == found.averages.keys() == {*network.state_dict(), name, *statistics}
+    assert torch.equal(found.weights[name], weight)
+    assert torch.equal(found.averages[name], 3 * weight)
+    assert torch.equal(found.averages["ori_latent_std"], statistics["ori_latent_std"])
+
+
 OURS = {"update": {"steps": 7}, "config": "BBDM:\n  ACCUMULATION: 4\n"}
 
 

@@ -162,7 +162,7 @@ class Constant(nn.Module):
 
 def sample_of(network, noise_seed, **settings):
     bridge = build_bridge(small_cfg("BBDM.NUM_TIMESTEPS", 50))
-    model = BridgeModel(bridge, network, None, Precision("cpu"))
+    model = BridgeModel(bridge, network, None, Precision("cpu"), "y")
     optical = torch.linspace(-1, 1, 96).view(1, 3, 4, 8)
     seeds = torch.tensor([noise_seed])
     return model.sample(optical, SamplerSettings(**settings), lambda step: seeded_normal(seeds, step, (3, 4, 8)))
@@ -201,7 +201,7 @@ def test_grey_is_the_mean_of_the_bands():
 
 def test_training_draws_every_time_step():
     network = Constant()
-    model = BridgeModel(build_bridge(small_cfg("BBDM.NUM_TIMESTEPS", 4)), network, None, Precision("cpu"))
+    model = BridgeModel(build_bridge(small_cfg("BBDM.NUM_TIMESTEPS", 4)), network, None, Precision("cpu"), "y")
     pictures = torch.zeros(400, 3, 2, 2)
     model.random_loss(pictures, pictures, generator=torch.Generator().manual_seed(0))
     counts = torch.tensor(network.steps).bincount()

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from bbdm import sample, train
+from bbdm.latents import SAR
 from bbdm.model import build_bridge_model, build_empty_first_stage
 from bbdm.unet import make_unet
 from configs import load_cfg
@@ -353,7 +354,7 @@ def test_the_latent_model_lives_between_latents(data, tmp_path):
     torch.save(build_empty_first_stage(cfg).state_dict(), tmp_path / "stage.pth")
     model = build_bridge_model(cfg, torch.device("cpu"), Precision("cpu"))
     pictures = torch.zeros(1, 3, 16, 8)
-    assert model.encode(pictures).shape == model.state_shape(pictures) == (1, 3, 8, 4)
+    assert model.encode(pictures, SAR).shape == model.state_shape(pictures) == (1, 3, 8, 4)
     assert not any(weight.requires_grad for weight in model.first_stage.parameters())
     train.main(arguments(data, tmp_path / "out", **settings, **{"SOLVER.MAX_EPOCHS": 1}))
     sample_into(tmp_path / "samples", data, tmp_path, **settings, **{"BBDM.WEIGHT": tmp_path / "out" / "bridge_1.pth"})
@@ -362,3 +363,52 @@ def test_the_latent_model_lives_between_latents(data, tmp_path):
     torch.save(build_empty_first_stage(load_cfg(None, arguments(data, tmp_path))).state_dict(), tmp_path / "stage.pth")
     with pytest.raises(CheckpointError, match=r"stage\.pth does not fit the model: .*see BBDM.FIRST_STAGE_\*"):
         train.main(arguments(data, tmp_path / "out", **settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "multipliers", "width", "attention", "factors", "condition"),
+    [("f8", [1, 1, 1, 1], 4, [32], [32, 16, 8], "rescaler"), ("f16", [1, 1, 1, 1, 1], 8, [16], [16, 8, 4], "first_stage")],
+)
+def test_f8_and_f16_train_sample_and_are_read_again(data, tmp_path, name, multipliers, width, attention, factors, condition):
+    settings = {
+        "BBDM.SPACE": "latent",
+        "BBDM.CONDITION": condition,
+        "BBDM.NORMALISE_LATENTS": True,
+        "BBDM.LATENT_BEFORE_QUANT_CONV": True,
+        "BBDM.IMAGE_SIZE": "[32, 32]",
+        "BBDM.ATTENTION_FACTORS": factors,
+        "BBDM.FIRST_STAGE": tmp_path / "stage.pth",
+        "BBDM.FIRST_STAGE_WIDTH": 32,
+        "BBDM.FIRST_STAGE_MULTIPLIERS": multipliers,
+        "BBDM.FIRST_STAGE_BLOCKS": 1,
+        "BBDM.FIRST_STAGE_CODES": 16,
+        "BBDM.FIRST_STAGE_CODE_WIDTH": width,
+        "BBDM.FIRST_STAGE_ATTENTION": attention,
+        "BBDM.SPLITS": "['query']",
+        "BBDM.EMA_START": 0,
+        "SOLVER.MAX_EPOCHS": 1,
+    }
+    if name == "f16":
+        settings |= {"BBDM.IMAGE_SIZE": "[64, 64]", "BBDM.ATTENTION_FACTORS": "[1]"}
+    torch.manual_seed(0)
+    stage = build_empty_first_stage(load_cfg(None, arguments(data, tmp_path, **settings)))
+    assert any("attn.0" in key for key in stage.state_dict())
+    torch.save(stage.state_dict(), tmp_path / "stage.pth")
+    train.main(arguments(data, tmp_path / "out", **settings))
+    last = torch.load(tmp_path / "out" / "last.pth", weights_only=True)
+    bridge = torch.load(tmp_path / "out" / "bridge_1.pth", weights_only=True)
+    for kept in (last["model"], last["ema"], bridge):
+        assert kept["ori_latent_std"].shape == kept["cond_latent_mean"].shape == (1, width, 1, 1)
+        assert not torch.equal(kept["ori_latent_std"], torch.ones(1, width, 1, 1))
+        assert ("cond_stage_model.channel_mapper.weight" in kept) == (condition == "rescaler")
+    if condition == "rescaler":
+        mapper = "cond_stage_model.channel_mapper.weight"
+        assert not torch.equal(last["model"][mapper], last["ema"][mapper]), "it is trained and averaged"
+    weights = {"BBDM.WEIGHT": tmp_path / "out" / "bridge_1.pth"}
+    assert len(sample_into(tmp_path / "samples", data, tmp_path, **settings, **weights)) == 2
+    train.main(arguments(data, tmp_path / "fine", **settings, **{"BBDM.PRETRAINED": tmp_path / "out" / "last.pth"}))
+    fine = torch.load(tmp_path / "fine" / "bridge_1.pth", weights_only=True)
+    assert torch.equal(fine["ori_latent_mean"], bridge["ori_latent_mean"]), "statistics stay those of the first training"
+    with pytest.raises(CheckpointError, match=r"unknown \(cond_latent_mean.*NORMALISE_LATENTS"):
+        other = {**settings, **weights, "BBDM.NORMALISE_LATENTS": False}
+        sample_into(tmp_path / "other", data, tmp_path, **other)

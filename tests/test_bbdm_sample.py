@@ -101,6 +101,11 @@ def test_a_run_tells_all_that_decides_a_picture(cfg_of, tmp_path):
         },
     )
     assert run_of(SAMPLER="few_step", ORDER=3).sampler == "few_step (order 3)"
+    assert run_of(SAMPLE_STEP=0).sampler == "released (every step)"
+    assert run_of(SAMPLE_STEP=0).steps == 1000
+    assert run_of(CONDITION="none").model["CONDITION"] == "none"
+    latent_keys = {"NORMALISE_LATENTS": True, "LATENT_BEFORE_QUANT_CONV": True, "FIRST_STAGE_ATTENTION": [32]}
+    assert latent_keys.items() <= run_of(SPACE="latent", **latent_keys).model.items()
     assert run_of(torch.bfloat16).model["PRECISION"] == "bfloat16"
     (tmp_path / "stage.pth").write_bytes(b"stage")
     latent = run_of(SPACE="latent", FIRST_STAGE=tmp_path / "stage.pth")
