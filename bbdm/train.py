@@ -177,7 +177,7 @@ def build_update(cfg, network: nn.Module, scaler: torch.amp.GradScaler, device: 
     return Update(network, [optimizer], scaler, **steps)
 
 
-def measure(model: BridgeModel, loader, device: torch.device) -> None:
+def measure_latents(model: BridgeModel, loader, device: torch.device) -> None:
     """Measure the statistics of the latents of a loader's pairs, not normalised yet, into the model's network."""
 
     def latents():
@@ -208,7 +208,7 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
     start = read_bridge(cfg.BBDM.PRETRAINED) if cfg.BBDM.PRETRAINED and not cfg.SOLVER.RESUME else None
     model = build_bridge_model(cfg, device, precision, weights=start, averaged=False)
     if cfg.BBDM.NORMALISE_LATENTS and not (start or cfg.SOLVER.RESUME):
-        measure(model, build_validation_loader(cfg, pairs.train, device_type=device.type, **sharing), device)
+        measure_latents(model, build_validation_loader(cfg, pairs.train, device_type=device.type, **sharing), device)
     average = build_average(model.network, cfg.BBDM.EMA_DECAY)
     model = model.with_network(distributed.wrap(model.network, device))
     update = build_update(cfg, model.network, precision.scaler(), device)
