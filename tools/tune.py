@@ -213,7 +213,7 @@ def _keys(settings: Sequence[dict[str, Any]]) -> str:
     return " ".join(f"{key} {value}" for choice in settings for key, value in choice.items())
 
 
-def _list_of(kind: type) -> Any:
+def list_of(kind: type) -> Any:
     """A parser of comma-separated values."""
 
     def parse(text: str) -> list:
@@ -233,17 +233,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--store", action="append", default=[], metavar="DIR", help="generated samples; may be given again")
     taus = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
-    parser.add_argument("--taus", type=_list_of(float), default=taus, metavar="A,B", help="weights to try (0.005 to 0.2)")
-    parser.add_argument("--samples", type=_list_of(int), default=[], metavar="A,B", help="values of K to try (1, half, all)")
+    parser.add_argument("--taus", type=list_of(float), default=taus, metavar="A,B", help="weights to try (0.005 to 0.2)")
+    parser.add_argument("--samples", type=list_of(int), default=[], metavar="A,B", help="values of K to try (1, half, all)")
     parser.add_argument("--space", action="store_true", help="also try common spaces")
-    parser.add_argument("--kinds", type=_list_of(str), default=list(FITS), metavar="A,B", help=f"of spaces ({','.join(FITS)})")
+    parser.add_argument("--kinds", type=list_of(str), default=list(FITS), metavar="A,B", help=f"of spaces ({','.join(FITS)})")
     shares, counts = [0.01, 0.03, 0.1, 0.3], [16, 32, 64]
-    parser.add_argument("--shrinkages", type=_list_of(float), default=shares, metavar="A,B", help="of spaces (0.01 to 0.3)")
-    parser.add_argument("--dimensions", type=_list_of(int), default=counts, metavar="A,B", help="of spaces (16,32,64)")
+    parser.add_argument("--shrinkages", type=list_of(float), default=shares, metavar="A,B", help="of spaces (0.01 to 0.3)")
+    parser.add_argument("--dimensions", type=list_of(int), default=counts, metavar="A,B", help="of spaces (16,32,64)")
     parser.add_argument("--rerank", action="store_true", help="also try re-ranking")
-    parser.add_argument("--k1", type=_list_of(int), default=[10, 20, 50], metavar="A,B", help="of re-ranking (10,20,50)")
-    parser.add_argument("--k2", type=_list_of(int), default=[1, 6, 15], metavar="A,B", help="of re-ranking (1,6,15)")
-    parser.add_argument("--lambdas", type=_list_of(float), default=[0.3, 0.6], metavar="A,B", help="of re-ranking (0.3,0.6)")
+    parser.add_argument("--k1", type=list_of(int), default=[10, 20, 50], metavar="A,B", help="of re-ranking (10,20,50)")
+    parser.add_argument("--k2", type=list_of(int), default=[1, 6, 15], metavar="A,B", help="of re-ranking (1,6,15)")
+    parser.add_argument("--lambdas", type=list_of(float), default=[0.3, 0.6], metavar="A,B", help="of re-ranking (0.3,0.6)")
     parser.add_argument("--protocol", default="ALL", metavar="NAME", help="whose figure decides (ALL)")
     parser.add_argument("--metric", default="mAP", choices=tuple(METRICS), help="which figure decides (mAP)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")

@@ -1,11 +1,11 @@
 """Two results of the same queries: the paired difference, its interval, and which queries were won and lost."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from processor.ranking.intervals import Interval, paired_interval
+from processor.ranking.intervals import Interval, measure_interval, paired_interval
 from processor.ranking.results import Outcome
 from utils.errors import DataError, some
 
@@ -62,6 +62,30 @@ def compare_outcomes(first: Sequence[Outcome], second: Sequence[Outcome], metric
         won=tuple(names[place] for place in order if change[place] > 0),
         lost=tuple(names[place] for place in order if change[place] < 0),
     )
+
+
+def gap_closed(plain: Sequence[Outcome], result: Sequence[Outcome], goal: Sequence[Outcome], metric: str) -> Interval | None:
+    """Share of the way from one result to a goal that another one goes: (result - plain) / (goal - plain), of a figure.
+
+    The interval is that of a ratio of means (the delta method: Cochran, "Sampling Techniques", 1977, section 6.4): the mean of
+    (result - plain) - share (goal - plain) over queries, clustered by ship, divided by the mean of (goal - plain).
+
+    Args:
+        plain, result, goal: outcomes of the same queries, in any order.
+        metric: 'mAP' or 'R1'.
+
+    Returns:
+        The share, 1 for all of the way; None where the goal is not shown to be better than plain, and there is no way to go.
+    """
+    if compare_outcomes(plain, goal, metric).verdict != "better":
+        return None
+    _refuse_other_queries(plain, result)
+    sides = [sorted(outcomes, key=lambda outcome: outcome.query) for outcomes in (plain, result, goal)]
+    start, reached, end = (np.array([METRICS[metric](outcome) for outcome in outcomes]) for outcomes in sides)
+    way = float(np.nanmean(end - start))
+    share = float(np.nanmean(reached - start)) / way
+    error = measure_interval(reached - start - share * (end - start), [outcome.ship for outcome in sides[0]])
+    return replace(error, mean=share, low=share + error.low / way, high=share + error.high / way)
 
 
 def _refuse_other_queries(first: Sequence[Outcome], second: Sequence[Outcome]) -> None:

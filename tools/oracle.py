@@ -1,0 +1,230 @@
+"""How far a perfect picture would take a network, and how much of that way fusion and common spaces go.
+
+The oracle joins to each optical feature that of another SAR chip of the same ship, which is ranked nowhere: `<root>/spare` of
+`tools.make_dataset --spare-views`, or `--spare`; else one SAR chip of each ship that has two or more in the gallery, which
+then leaves the gallery. Rows beside it tell how much of a gain is no knowledge of the ship.
+
+Legend: I images, S of them with a picture, K pictures of each, D feature width.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from configs.command import Command, config_parser, open_command
+from datasets.catalogue import HossData, read_hoss
+from datasets.loaders import build_rendering
+from datasets.validation import build_training_data, build_validation_data
+from processor.common_space import FITS, fit_chips
+from processor.extraction import Extractor, build_extractor
+from processor.fusion import SampleSet, find_samples, fuse_images
+from processor.ranking.comparison import METRICS, compare_outcomes, gap_closed
+from processor.ranking.evaluation import Ranking, build_ranking, counting_line
+from processor.ranking.intervals import PAIRED_METHOD
+from processor.ranking.results import Outcome
+from processor.ranking.tuning import Trial, choose, choose_on_other_ships, score_features
+from processor.selection import UNKNOWN, find_selection
+from processor.stand_ins import build_mean_drawing, draw_grey, find_spare_views, match_sizes, take_spare_views, write_stand_ins
+from tools.tune import list_of
+from utils.cli import run
+from utils.errors import UsageError
+from utils.files import write_json
+from utils.log import progress, table
+
+Row = tuple[Tensor, Sequence[int], Tensor | None]
+"""Features (I, D) of the images, which of them have pictures, and the features (S, K, D) of these; None for no pictures."""
+
+PLAIN, FUSED, ORACLE = "plain", "fused", "oracle: a spare SAR view"
+TAUS = [0.0, 0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+
+
+def find_views(data: HossData, folder: Path | None) -> tuple[HossData, SampleSet, str]:
+    """The data as it is ranked, its spare views, and a sentence that says where these come from."""
+    if folder is not None:
+        return data, find_spare_views(folder, data), f"spare SAR views: {folder}, of which none is ranked"
+    ranked, samples = take_spare_views(data)
+    taken = len({own[0].path for own in samples.chips})
+    optical = len(samples.sources)
+    told = f"spare SAR views: {taken} chips of the gallery, one of each ship that has two there, which are not ranked; "
+    told += f"{optical} optical images have one"
+    return ranked, samples, told
+
+
+def build_rows(cfg, extractor: Extractor, data: HossData, spare: SampleSet, store: str, kinds: Sequence[str]) -> dict[str, Row]:
+    """What is compared, by name, in the order of the table; the first is plain."""
+    training = build_training_data(cfg).train
+    features = extractor.features(data.images, description="features")
+    views, _ = extractor.samples(spare, description="features of spare views")
+    rows: dict[str, Row] = {PLAIN: (features, (), None)}
+    if store:
+        found = find_samples(data.images, query_dir=store, gallery_dir=store)
+        rows[FUSED] = (features, found.sources, extractor.samples(found, description="features of samples")[0])
+    if kinds:
+        known = extractor.features(training, description="features of training ships")
+    for kind in kinds:
+        settings = {"shrinkage": cfg.TEST.COMMON_SPACE_SHRINKAGE, "dimensions": cfg.TEST.COMMON_SPACE_DIMENSIONS}
+        space = fit_chips(kind, known, training, **settings)
+        mapped = space.map_images(features, [chip.modality for chip in data.images])
+        rows[f"common space: {kind}"] = (mapped, (), None)
+        if store:
+            _, sources, generated = rows[FUSED]
+            rows[f"common space: {kind}, fused"] = (mapped, sources, space.map_samples(generated))
+    rows[ORACLE] = (features, spare.sources, views)
+    rows["another ship of that size"] = (features, spare.sources, views[match_sizes(spare)])
+    drawings = {
+        "the optical picture in grey": draw_grey,
+        "the mean SAR picture": build_mean_drawing(training, build_rendering(cfg), tuple(cfg.INPUT.SIZE_TEST)),
+    }
+    for name, draw in drawings.items():
+        with tempfile.TemporaryDirectory() as folder:
+            pictures = write_stand_ins(Path(folder), spare, draw)
+            rows[name] = (features, spare.sources, extractor.samples(pictures, description=f"features of {name}")[0])
+    return rows
+
+
+def try_rows(data: HossData, rows: Mapping[str, Row], ranking: Ranking, taus: Sequence[float]) -> dict[str, list[Trial]]:
+    """Score each row: one trial for each tau where it has pictures, else one."""
+    count = sum(1 if generated is None else len(taus) for _, _, generated in rows.values())
+    trials: dict[str, list[Trial]] = {}
+    with progress(count, "ranking", unit="trial") as bar:
+        for name, (features, sources, generated) in rows.items():
+            trials[name] = []
+            for tau in [None] if generated is None else taus:
+                if generated is None:
+                    tried = functional.normalize(features) if ranking.normalise else features
+                else:
+                    tried = fuse_images(features, generated, sources, tau=tau)
+                trials[name].append(Trial({"tau": tau}, score_features(data.protocols, data.images, tried, ranking), 0.0))
+                bar.update()
+    return trials
+
+
+def settle_rows(
+    trials: Mapping[str, Sequence[Trial]], validating: Mapping[str, Sequence[Trial]] | None, protocol: str, metric: str
+) -> dict[str, tuple[float | None, Sequence[Outcome]]]:
+    """The tau of each row and the outcomes of its queries: the validation ships' tau, else that of queries of other ships.
+
+    Without validation ships the tau that is told is the one that all queries choose.
+    """
+    found = {}
+    for name, own in trials.items():
+        by = {"protocol": protocol, "metric": metric}
+        if validating is None or protocol not in validating[name][0].scores:
+            outcomes = choose_on_other_ships(own, **by)[protocol]
+            found[name] = (choose(own, **by).setting["tau"], outcomes)
+        else:
+            place = validating[name].index(choose(validating[name], **by))
+            found[name] = (own[place].setting["tau"], own[place].scores[protocol].per_query)
+    return found
+
+
+def report_rows(settled: Mapping[str, tuple[float | None, Sequence[Outcome]]], metric: str) -> list[dict[str, Any]]:
+    """Figures of each row, its gain over plain and the gap that it closes, with their intervals: the table as JSON."""
+    plain, goal = settled[PLAIN][1], settled[ORACLE][1]
+    report = []
+    for name, (tau, outcomes) in settled.items():
+        compared = {rate: compare_outcomes(plain, outcomes, rate) for rate in METRICS}
+        gain, closed = compared[metric].difference, gap_closed(plain, outcomes, goal, metric)
+        entry = {"row": name, "tau": tau, **{rate: found.second for rate, found in compared.items()}}
+        entry |= {"gain": gain.mean, "gain_interval": gain.ends, "queries": gain.queries, "ships": gain.ships}
+        entry |= {"gap_closed": closed and closed.mean, "gap_closed_interval": closed and closed.ends}
+        report.append(entry)
+    return report
+
+
+def format_rows(report: Sequence[Mapping[str, Any]], protocol: str, metric: str) -> str:
+    """The table of a protocol, in percent."""
+    lines = []
+    for row in report:
+        tau = "" if row["tau"] is None else f"{row['tau']:g}"
+        rates, gain, closed = [f"{100 * row[rate]:.1f}" for rate in METRICS], ["", ""], ["", ""]
+        if row["row"] != PLAIN:
+            gain = [f"{100 * row['gain']:+.1f}", _ends(row["gain_interval"], "+.1f")]
+            if row["gap_closed"] is not None and row["row"] != ORACLE:
+                closed = [f"{100 * row['gap_closed']:.0f}", _ends(row["gap_closed_interval"], ".0f")]
+        lines.append([row["row"], tau, *rates, *gain, *closed])
+    return table([protocol, "tau", *METRICS, f"gain, {metric}", "95 %", "gap closed", "95 %"], lines)
+
+
+def _ends(ends: Sequence[float], style: str) -> str:
+    return " .. ".join(f"{100 * end:{style}}" for end in ends)
+
+
+def build_trials(
+    cfg, extractor: Extractor, data: HossData, folders: Mapping[str, Any], ranking: Ranking, args: argparse.Namespace
+) -> tuple[dict[str, list[Trial]], str]:
+    """The trials of all rows on some images, and where their spare views come from; folders of 'spare' views and of a 'store'."""
+    ranked, spare, told = find_views(data, folders["spare"])
+    rows = build_rows(cfg, extractor, ranked, spare, folders["store"], args.kinds)
+    return try_rows(ranked, rows, ranking, args.taus), told
+
+
+def measure(command: Command) -> dict[str, Any]:
+    """Extract, rank, print the tables, and give what `--json` holds."""
+    cfg, args, ranking = command.cfg, command.args, build_ranking(command.cfg, command.device)
+    usual = {name: Path(cfg.DATASETS.ROOT_DIR, "spare", name) for name in ("train", "test")}
+    usual = {name: folder if folder.is_dir() else None for name, folder in usual.items()}
+    extractor = build_extractor(cfg, command.device, weights=cfg.TEST.WEIGHT, store=cfg.TEST.FEATURE_STORE)
+    validating, chosen = None, "no validation ships: each query at the tau that queries of other ships of the test split choose"
+    if cfg.DATASETS.VAL_FRACTION:
+        folders = {"spare": args.val_spare or usual["train"], "store": args.val_store}
+        validating, _ = build_trials(cfg, extractor, build_validation_data(cfg), folders, ranking, args)
+        chosen = f"tau chosen on validation ships, {cfg.DATASETS.VAL_FRACTION:g} of the training set, seed {cfg.SOLVER.SEED}"
+    folders = {"spare": args.spare or usual["test"], "store": args.store}
+    data = read_hoss(cfg.DATASETS.ROOT_DIR, train=False)
+    trials, told = build_trials(cfg, extractor, data, folders, ranking, args)
+    selection = find_selection(cfg.TEST.WEIGHT, extractor.weights_sha256)
+    doubts = selection.sentence() if selection else UNKNOWN
+    print(
+        f"{told}\n{chosen}\n{doubts}\n{counting_line(ranking)}\n95 %: {PAIRED_METHOD}; of the gap closed: of a ratio of means"
+    )
+    facts = {"spare": told, "tau": chosen, "weights": extractor.weights_sha256, "selection": doubts, "metric": args.metric}
+    report = {}
+    for protocol in trials[PLAIN][0].scores:
+        report[protocol] = report_rows(settle_rows(trials, validating, protocol, args.metric), args.metric)
+        print(f"\n{format_rows(report[protocol], protocol, args.metric)}")
+    return {**facts, "protocols": report}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = config_parser(
+        "python -m tools.oracle",
+        "How far perfect pictures would take a network, and how much of that way fusion and common spaces go.",
+        "python -m tools.oracle --config_file configs/hoss_transoss.yml --store logs/samples \\\n"
+        "      TEST.WEIGHT logs/hoss_transoss/best_model_mAP.pth",
+    )
+    parser.add_argument("--store", default="", metavar="DIR", help="generated samples of the test images, for the row 'fused'")
+    parser.add_argument("--val-store", default="", metavar="DIR", help="those of the validation ships (DATASETS.VAL_FRACTION)")
+    spare = "spare SAR views, laid out as generated samples ({}; where there is none, chips of the gallery)"
+    parser.add_argument("--spare", type=Path, metavar="DIR", help=spare.format("<ROOT_DIR>/spare/test"))
+    parser.add_argument("--val-spare", type=Path, metavar="DIR", help=spare.format("<ROOT_DIR>/spare/train"))
+    parser.add_argument("--taus", type=list_of(float), default=TAUS, metavar="A,B", help="weights to try (0, 0.02, 0.1 to 1)")
+    parser.add_argument("--kinds", type=list_of(str), default=list(FITS), metavar="A,B", help=f"of spaces ({','.join(FITS)})")
+    parser.add_argument("--metric", default="mAP", choices=tuple(METRICS), help="whose gap it is (mAP)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse `arguments`, measure and print."""
+    with open_command(build_parser(), arguments, needs={"TEST.WEIGHT": "the checkpoint to measure"}) as command:
+        args, validates = command.args, bool(command.cfg.DATASETS.VAL_FRACTION)
+        if not all(0 <= tau <= 1 for tau in args.taus):
+            raise UsageError("--taus lie between 0 and 1")
+        if not set(args.kinds) <= FITS.keys():
+            raise UsageError(f"--kinds are of {', '.join(FITS)}")
+        if validates and bool(args.store) != bool(args.val_store):
+            raise UsageError("--store and --val-store go together: tau is chosen on the samples of validation ships")
+        report = measure(command)
+        if args.json:
+            write_json(args.json, report)
+
+
+if __name__ == "__main__":
+    run(main)
