@@ -103,7 +103,7 @@ def draw_grey(chip: Chip) -> Image.Image:
 
 
 def build_mean_drawing(chips: Sequence[Chip], render_sar: SarRendering, size: tuple[int, int]) -> Callable[[Chip], Image.Image]:
-    """A function that gives the mean of the SAR pictures among `chips`, averaged at `size` (rows, columns), in a chip's size."""
+    """A function that gives the mean SAR picture of `chips`, averaged at `size` (rows, columns), in the size of any chip."""
     pictures = [read_chip(chip, render_sar) for chip in chips if chip.modality is Modality.SAR]
     bilinear = Image.Resampling.BILINEAR
     mean = np.mean([np.asarray(resize(picture, size, bilinear), dtype=np.float32) for picture in pictures], axis=0)

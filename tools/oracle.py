@@ -158,13 +158,13 @@ def _ends(ends: Sequence[float], style: str) -> str:
 def build_trials(
     cfg, extractor: Extractor, data: HossData, folders: Mapping[str, Any], ranking: Ranking, args: argparse.Namespace
 ) -> tuple[dict[str, list[Trial]], str]:
-    """The trials of all rows on some images, and where their spare views come from; folders of 'spare' views and of a 'store'."""
+    """The trials of all rows on some images, and where their spare views come from; `folders` has 'spare' and 'store'."""
     ranked, spare, told = find_views(data, folders["spare"])
     rows = build_rows(cfg, extractor, ranked, spare, folders["store"], args.kinds)
     return try_rows(ranked, rows, ranking, args.taus), told
 
 
-def measure(command: Command) -> dict[str, Any]:
+def tell_gap(command: Command) -> dict[str, Any]:
     """Extract, rank, print the tables, and give what `--json` holds."""
     cfg, args, ranking = command.cfg, command.args, build_ranking(command.cfg, command.device)
     usual = {name: Path(cfg.DATASETS.ROOT_DIR, "spare", name) for name in ("train", "test")}
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str]) -> None:
             raise UsageError(f"--kinds are of {', '.join(FITS)}")
         if validates and bool(args.store) != bool(args.val_store):
             raise UsageError("--store and --val-store go together: tau is chosen on the samples of validation ships")
-        report = measure(command)
+        report = tell_gap(command)
         if args.json:
             write_json(args.json, report)
 
