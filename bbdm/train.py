@@ -239,7 +239,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = config_parser(
         "python -m bbdm.train",
         "Train the bridge that turns optical chips into pseudo-SAR ones.",
-        "python -m bbdm.train --config_file configs/bbdm_hoss.yml BBDM.PRETRAINED logs/bbdm_qxs/bridge_100.pth",
+        "python -m bbdm.train --config_file configs/bbdm_hoss.yml BBDM.PRETRAINED logs/bbdm_qxs/last.pth",
     )
     with open_command(parser, arguments, log="train_log.txt") as command:
         cfg, device = command.cfg, command.device

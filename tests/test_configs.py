@@ -226,6 +226,45 @@ def test_shipped_mos_config_is_the_released_run_but_for_paths_and_batch_of_the_t
     assert different == {"MODEL.PRETRAIN_PATH", "TEST.IMS_PER_BATCH", "TEST.EVAL"}
 
 
+RELEASED_BRIDGE = {
+    "BBDM.FLIP": False, "BBDM.SPACE": "pixel", "BBDM.CONDITION": "auto", "BBDM.IMAGE_SIZE": [256, 256], "BBDM.WIDTH": 128,
+    "BBDM.MULTIPLIERS": [1, 4, 8], "BBDM.BLOCKS": 2, "BBDM.ATTENTION_FACTORS": [8, 16, 32], "BBDM.ACCUMULATION": 2,
+    "BBDM.EMA_DECAY": 0.995, "BBDM.EMA_PERIOD": 8, "BBDM.EMA_START": 30000, "BBDM.NORMALISE_LATENTS": False,
+    "BBDM.LATENT_BEFORE_QUANT_CONV": False, "SOLVER.AMP": "off", "SOLVER.BASE_LR": 1e-4, "SOLVER.IMS_PER_BATCH": 8,
+}  # fmt: skip
+LATENT = {"BBDM.SPACE": "latent", "BBDM.CONDITION": "none", "BBDM.ACCUMULATION": 4}
+LATENT_MODELS = {
+    "": {},
+    "_f4": LATENT | {
+        "BBDM.FIRST_STAGE_MULTIPLIERS": [1, 2, 4], "BBDM.FIRST_STAGE_CODE_WIDTH": 3, "BBDM.FIRST_STAGE_CODES": 8192,
+        "BBDM.FIRST_STAGE_ATTENTION": [0], "BBDM.ATTENTION_FACTORS": [32, 16, 8],
+    },
+    "_f8": LATENT | {
+        "BBDM.FIRST_STAGE_MULTIPLIERS": [1, 2, 2, 4], "BBDM.FIRST_STAGE_CODE_WIDTH": 4, "BBDM.FIRST_STAGE_CODES": 16384,
+        "BBDM.FIRST_STAGE_ATTENTION": [32], "BBDM.ATTENTION_FACTORS": [32, 16, 8],
+    },
+    "_f16": LATENT | {
+        "BBDM.FIRST_STAGE_MULTIPLIERS": [1, 1, 2, 2, 4], "BBDM.FIRST_STAGE_CODE_WIDTH": 8, "BBDM.FIRST_STAGE_CODES": 16384,
+        "BBDM.FIRST_STAGE_ATTENTION": [16], "BBDM.ATTENTION_FACTORS": [16, 8, 4],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", LATENT_MODELS)
+def test_shipped_bridges_are_the_published_models_by_the_released_recipe(model):
+    names = {"qxs": 100, "hoss": 250}
+    cfgs = {name: load_cfg(ROOT / "configs" / f"bbdm_{name}{model}.yml") for name in names}
+    for name, epochs in names.items():
+        wanted = RELEASED_BRIDGE | LATENT_MODELS[model] | {"SOLVER.MAX_EPOCHS": epochs}
+        assert {key: get_value(cfgs[name], key) for key in wanted} == wanted
+    different = {key for key in KEYS if get_value(cfgs["qxs"], key) != get_value(cfgs["hoss"], key)}
+    assert different == {
+        "BBDM.PAIRS", "BBDM.HOLD_OUT_EVERY", "BBDM.PRETRAINED", "DATASETS.ROOT_DIR", "SOLVER.MAX_EPOCHS", "OUTPUT_DIR",
+    }  # fmt: skip
+    first, then = cfgs.values()
+    assert then.BBDM.PRETRAINED == first.OUTPUT_DIR.removeprefix("./") + "/last.pth"
+
+
 def test_shipped_baseline_is_transoss():
     mos, baseline = load_cfg(ROOT / "configs" / "hoss_transoss.yml"), load_cfg(ROOT / "configs" / "hoss_baseline.yml")
     different = {key: get_value(baseline, key) for key in KEYS if get_value(mos, key) != get_value(baseline, key)}
