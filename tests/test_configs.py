@@ -262,7 +262,7 @@ def test_shipped_bridges_are_the_published_models_by_the_released_recipe(model):
         "BBDM.PAIRS", "BBDM.HOLD_OUT_EVERY", "BBDM.PRETRAINED", "DATASETS.ROOT_DIR", "SOLVER.MAX_EPOCHS", "OUTPUT_DIR",
     }  # fmt: skip
     first, then = cfgs.values()
-    assert then.BBDM.PRETRAINED == first.OUTPUT_DIR.removeprefix("./") + "/last.pth"
+    assert first.OUTPUT_DIR.removeprefix("./") + "/last.pth" == then.BBDM.PRETRAINED
 
 
 def test_shipped_baseline_is_transoss():
