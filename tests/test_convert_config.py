@@ -125,7 +125,7 @@ def test_every_setting_of_a_template_has_its_counterpart(tmp_path):
         ({"skip_sample: True": "skip_sample: False"}, {"BBDM.SAMPLE_STEP": 0}),
         ({"attn_resolutions: [32]": "attn_resolutions: []"}, {"BBDM.FIRST_STAGE_ATTENTION": [0]}),
         (
-            {'"LBBDM"': '"BBDM"', "in_channels: 8": "in_channels: 6", "out_channels: 4\n        num": "out_channels: 3\n        num",
+            {'"LBBDM"': '"BBDM"', "in_channels: 8": "in_channels: 6", "out_channels: 4\n ": "out_channels: 3\n ",
              "latent_before_quant_conv: True": "latent_before_quant_conv: False", "normalize_latent: True": ""},
             {"BBDM.SPACE": "pixel", "BBDM.CONDITION": "y"},
         ),
@@ -151,7 +151,7 @@ def test_what_follows_from_several_keys(tmp_path, changes, expected):
             "tuples: could not determine a constructor",
         ),
         ("n_epochs: 200", "n_epochs: !!python/name:os.system ''", "could not determine a constructor"),
-        ("n_epochs: 200", "n_epochs: 0", "SOLVER.MAX_EPOCHS cannot be 0"),
+        ("n_epochs: 200", "n_epochs: 0", "theirs.yaml: SOLVER.MAX_EPOCHS cannot be 0"),
         ("n_epochs: 200", "n_epohcs: 200", "names training.n_epohcs, which has no counterpart here"),
         ("use_ema: True", "use_ema: False", "sets model.EMA.use_ema to False; here it can only be True"),
         ("'custom_aligned'", "'colorization'", "sets data.dataset_type to colorization"),
