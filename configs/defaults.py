@@ -127,7 +127,7 @@ TABLE = (
     released("SOLVER.COSINE_SCALE", 30.0, "scale of a margin head"),
     released("SOLVER.CENTER_LR", 0.5, "learning rate of the class centres", low=0),
     released("SOLVER.CENTER_LOSS_WEIGHT", 0.0005, "weight of the centre loss", low=0),
-    released("SOLVER.CHECKPOINT_PERIOD", 10, "epochs between checkpoints", low=1),
+    released("SOLVER.CHECKPOINT_PERIOD", 10, "epochs between checkpoints; -1: the best weights alone, and last.pth", low=-1),
     released("SOLVER.EVAL_PERIOD", 10, "epochs between evaluations", low=1),
     released("SOLVER.LOG_PERIOD", 100, "steps between log lines", low=1),
     released("SOLVER.SEED", 1234, "of everything that is drawn at random", low=0, high=2**63 - 1),

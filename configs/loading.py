@@ -14,6 +14,9 @@ from utils.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
+SDF_NET = {"MODEL.MODALITY_LOSS_WEIGHT": 0.0, "INPUT.SAR_DENOISE": "max", "INPUT.COLOR_JITTER": 0.2}
+"""What the released SDF-Net program does whatever its file says, since it knows no such keys."""
+
 BASE_KEY = "_BASE_"
 """A .yml may name another one (relative to itself) whose settings it starts from."""
 
@@ -34,6 +37,7 @@ def load_cfg(config_file: str | Path | None = None, overrides: Sequence[str] = (
     cfg = default_cfg()
     named: set[str] = set()
     settings = list(_read_file(Path(config_file))) if config_file else []
+    settings += _settings_of_sdf_net(settings, config_file)
     for source, name, value in [*settings, *_read_overrides(overrides)]:
         _set(cfg, name, value, source)
         named.add(name)
@@ -41,6 +45,23 @@ def load_cfg(config_file: str | Path | None = None, overrides: Sequence[str] = (
     _report(cfg, named, config_file)
     cfg.freeze()
     return cfg
+
+
+def _settings_of_sdf_net(
+    settings: Sequence[tuple[str, str, Any]], config_file: str | Path | None
+) -> list[tuple[str, str, Any]]:
+    """What to add to the settings of a released SDF-Net file, which names a weight that no other released program has."""
+    named = {name for _, name, _ in settings}
+    if "MODEL.STRUCT_LOSS_WEIGHT" not in named or named & {"MODEL.MODALITY_LOSS_WEIGHT", "INPUT.SAR_DENOISE"}:
+        return []
+    added = {name: value for name, value in SDF_NET.items() if name not in named}
+    logger.info(
+        "%s names MODEL.STRUCT_LOSS_WEIGHT and neither MODEL.MODALITY_LOSS_WEIGHT nor INPUT.SAR_DENOISE: it runs as SDF-Net, "
+        "with %s; MOS's own settings are 2.0 and 'percentile'",
+        config_file,
+        ", ".join(f"{name} {value}" for name, value in added.items()),
+    )
+    return [(str(config_file), name, value) for name, value in added.items()]
 
 
 def get_value(cfg: CfgNode, name: str) -> Any:
@@ -129,6 +150,8 @@ def _check(cfg: CfgNode) -> None:
     """What values must be to each other; `Key.convert` has checked each alone."""
     if cfg.INPUT.SAR_LOW_PERCENT >= cfg.INPUT.SAR_HIGH_PERCENT:
         raise UsageError("INPUT.SAR_LOW_PERCENT must be below INPUT.SAR_HIGH_PERCENT")
+    if cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+        raise UsageError("SOLVER.CHECKPOINT_PERIOD cannot be 0; it takes a number of epochs, or -1 for the best weights alone")
     batch, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
     if cfg.DATALOADER.SAMPLER == "softmax_triplet" and batch % instances:
         raise UsageError(
@@ -141,6 +164,11 @@ def _report(cfg: CfgNode, named: set[str], config_file: str | Path | None) -> No
     idle = [f"{name} ({KEYS[name].unused})" for name in sorted(named & KEYS.keys()) if KEYS[name].unused]
     if idle:
         logger.warning("keys that are read and have no effect: %s", "; ".join(idle))
+    if cfg.MODEL.DISENTANGLE and cfg.TEST.NECK_FEAT == "before":
+        logger.warning(
+            "TEST.NECK_FEAT is before; the released SDF-Net compares features after the neck whatever it says, "
+            "so set it to after for its figures"
+        )
     names_model = any(name.startswith("MODEL.") for name in named)
     if config_file and names_model and not named & {"MODEL.MODALITY_LOSS_WEIGHT", "INPUT.SAR_DENOISE"}:
         loss = "" if cfg.MODEL.PAIR else f"the alignment loss (weight {cfg.MODEL.MODALITY_LOSS_WEIGHT:g}) and "

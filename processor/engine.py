@@ -80,7 +80,8 @@ class TrainingPlan:
         folder: OUTPUT_DIR.
         name: first part of checkpoint names.
         epochs: in all.
-        evaluation_period, checkpoint_period: in epochs; the last epoch is always evaluated and kept.
+        evaluation_period, checkpoint_period: in epochs; the last epoch is always evaluated and kept. A checkpoint_period of -1
+            keeps the best weights alone, and a state to go on from at each evaluation.
         log_period: in steps.
         seed: of what steps draw at random.
         origin: kept in last.pth beside the state: the configuration as text, and what else a resumed run should know.
@@ -136,7 +137,8 @@ def fit(task: Task, loader, plan: TrainingPlan, *, resume: str | Path = "") -> N
                 logger.info("epoch %d: %s", epoch, told)
                 distributed.share_buffers(distributed.unwrap(task.network))  # what is evaluated is what rank 0 will write
                 keep_best(task, plan, epoch, task.evaluate(epoch, metrics), best)
-            if last or epoch % plan.checkpoint_period == 0:
+            period = plan.evaluation_period if plan.checkpoint_period < 0 else plan.checkpoint_period
+            if last or epoch % period == 0:
                 keep_state(task, plan, epoch, best)
             distributed.barrier()
     logger.info("%d epochs are done; see %s", plan.epochs, plan.folder)
@@ -216,7 +218,8 @@ def keep_state(task: Task, plan: TrainingPlan, epoch: int, best: Mapping[str, fl
     """Write the weights of an epoch, and last.pth to go on from."""
     parts = {name: part.state_dict() for name, part in task.parts.items()}  # on every process: some are gathered
     if distributed.is_main():
-        save_weights(task, plan.folder / f"{plan.name}_{epoch}.pth")
+        if plan.checkpoint_period > 0 or not best:  # nothing is the best of a training that is not judged
+            save_weights(task, plan.folder / f"{plan.name}_{epoch}.pth")
         model = distributed.unwrap(task.network).state_dict()
         save(plan.folder / "last.pth", {"model": model, **parts, "epoch": epoch, "best": dict(best), **plan.origin})
 

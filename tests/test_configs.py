@@ -278,6 +278,64 @@ def test_shipped_baseline_is_transoss():
     }
 
 
+RELEASED_SDF_NET = """
+MODEL: {PRETRAIN_PATH: vit_b512_pre.pth, METRIC_LOSS_TYPE: triplet, IF_LABELSMOOTH: 'off', IF_WITH_CENTER: 'no',
+  NAME: transformer, NO_MARGIN: true, DEVICE_ID: ('0'), TRANSFORMER_TYPE: vit_base_patch16_224_TransOSS,
+  STRIDE_SIZE: [16, 16], MIE: true, MIE_COE: 3.0, SSE: true, PAIR: false,
+  DISENTANGLE: true, ABLATION_MODE: 'sum', ORTH_LOSS_WEIGHT: 10.0, STRUCT_LOSS_WEIGHT: 1.0, STRUCT_LAYER_INDEX: 6}
+INPUT: {SIZE_TRAIN: [256, 128], SIZE_TEST: [256, 128], PROB: 0.5, RE_PROB: 0.2, PADDING: 10}
+DATASETS: {NAMES: ('HOSS'), ROOT_DIR: data}
+DATALOADER: {SAMPLER: softmax_triplet, NUM_INSTANCE: 4, NUM_WORKERS: 4}
+SOLVER: {OPTIMIZER_NAME: SGD, MAX_EPOCHS: 100, BASE_LR: 0.0005, IMS_PER_BATCH: 32, WARMUP_METHOD: linear, LARGE_FC_LR: false,
+  CHECKPOINT_PERIOD: -1, LOG_PERIOD: 25, EVAL_PERIOD: 5, WEIGHT_DECAY: 1e-4, WEIGHT_DECAY_BIAS: 1e-4, BIAS_LR_FACTOR: 2}
+TEST: {EVAL: true, IMS_PER_BATCH: 1, RE_RANKING: false, WEIGHT: best.pth, NECK_FEAT: before, FEAT_NORM: 'yes'}
+OUTPUT_DIR: ./logs/new/
+"""
+"""The settings of the released SDF-Net run."""
+
+
+def test_a_released_sdf_net_file_runs_as_sdf_net_and_a_line_says_so(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    cfg = load_text(tmp_path, RELEASED_SDF_NET)
+    assert (cfg.MODEL.MODALITY_LOSS_WEIGHT, cfg.INPUT.SAR_DENOISE, cfg.INPUT.COLOR_JITTER) == (0.0, "max", 0.2)
+    assert (cfg.MODEL.DISENTANGLE, cfg.SOLVER.CHECKPOINT_PERIOD) == (True, -1)
+    assert caplog.text.count("it runs as SDF-Net, with MODEL.MODALITY_LOSS_WEIGHT 0.0, INPUT.SAR_DENOISE max") == 1
+    assert "it runs as MOS" not in caplog.text
+    assert "set it to after for its figures" in caplog.text  # the released program does not look at NECK_FEAT
+    assert cfg.TEST.NECK_FEAT == "before"
+
+
+def test_what_makes_a_file_sdf_net_is_a_name_in_the_file(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for more in ("MODEL.MODALITY_LOSS_WEIGHT: 2.0", "INPUT.SAR_DENOISE: percentile"):
+        section, key = more.split(".", 1)
+        lines = {"MODEL": ["STRUCT_LOSS_WEIGHT: 1.0"], "INPUT": []}
+        lines[section].append(key)
+        load_text(tmp_path, "\n".join(f"{name}: {{{', '.join(keys)}}}" for name, keys in lines.items()))
+    load_text(tmp_path, "MODEL: {MIE: true}", ["MODEL.STRUCT_LOSS_WEIGHT", "1"])
+    assert "it runs as SDF-Net" not in caplog.text
+    cfg = load_text(tmp_path, "MODEL: {STRUCT_LOSS_WEIGHT: 1.0}\nINPUT: {COLOR_JITTER: 0.1}", ["INPUT.SAR_DENOISE", "lee"])
+    assert (cfg.MODEL.MODALITY_LOSS_WEIGHT, cfg.INPUT.SAR_DENOISE, cfg.INPUT.COLOR_JITTER) == (0.0, "lee", 0.1)
+
+
+def test_shipped_sdf_net_is_the_released_run_but_for_paths_and_seed_and_with_the_neck_that_it_uses(tmp_path):
+    released, ours = load_text(tmp_path, RELEASED_SDF_NET), load_cfg(ROOT / "configs" / "sdf_net.yml")
+    different = {key: get_value(ours, key) for key in KEYS if get_value(released, key) != get_value(ours, key)}
+    assert different == {
+        "MODEL.PRETRAIN_PATH": "weights/vit_b512_pre.pth",
+        "SOLVER.SEED": 1949,
+        "TEST.IMS_PER_BATCH": 128,
+        "TEST.EVAL": False,
+        "TEST.WEIGHT": "",
+        "TEST.NECK_FEAT": "after",
+        "OUTPUT_DIR": "./logs/sdf_net",
+    }
+    both = load_cfg(ROOT / "configs" / "mos_sdf.yml")
+    different = {key: get_value(both, key) for key in KEYS if get_value(both, key) != get_value(ours, key)}
+    mos = {"MODEL.MODALITY_LOSS_WEIGHT": 2.0, "INPUT.SAR_DENOISE": "percentile"}
+    assert different == mos | {"OUTPUT_DIR": "./logs/mos_sdf"}
+
+
 ABLATION = {
     "ablation_1_baseline": {"MODEL.MODALITY_LOSS_WEIGHT": 0.0, "INPUT.SAR_DENOISE": "max"},
     "ablation_2_denoising": {"INPUT.SAR_DENOISE": "percentile"},
@@ -532,6 +590,10 @@ def test_typed_values_of_another_type_are_refused(tmp_path, value):
         ("SOLVER.MAX_EPOCHS", "0"),
         ("SOLVER.EVAL_PERIOD", "0"),
         ("SOLVER.CHECKPOINT_PERIOD", "0"),
+        ("SOLVER.CHECKPOINT_PERIOD", "-2"),
+        ("MODEL.ABLATION_MODE", "mean"),
+        ("MODEL.STRUCT_LAYER_INDEX", "0"),
+        ("INPUT.COLOR_JITTER", "1.5"),
         ("SOLVER.LOG_PERIOD", "0"),
         ("SOLVER.SEED", "-1"),
         ("DATALOADER.NUM_INSTANCE", "0"),

@@ -141,6 +141,20 @@ def test_evaluations_and_checkpoints_come_by_period_and_at_the_end(tmp_path):
     assert load(tmp_path / "last.pth")["config"] == "A: 1\n"
 
 
+@pytest.mark.parametrize(("figures", "kept"), [([0.1, 0.5, 0.9, 0.5, 0.4], "best.pth"), ([], "fall_5.pth")])
+def test_without_checkpoints_the_best_weights_are_kept_or_else_the_last_ones(tmp_path, figures, kept):
+    fit(fall(figures=figures), Loader([[1.0]]), plan_of(tmp_path, evaluation_period=5, checkpoint_period=-1))
+    assert names(tmp_path) == {kept, "last.pth", "metrics.jsonl"}
+
+
+def test_without_checkpoints_a_state_is_kept_at_each_evaluation(tmp_path):
+    task, state = fall(figures=[0.1, 0.5, 0.9, 0.5, 0.4]), tmp_path / "last.pth"
+    task.begin = lambda epoch: seen.append(load(state)["epoch"] if state.is_file() else 0)
+    seen = []
+    fit(task, Loader([[1.0]]), plan_of(tmp_path, evaluation_period=2, checkpoint_period=-1))
+    assert seen == [0, 0, 2, 2, 4]
+
+
 def test_the_best_weights_are_those_of_the_first_epoch_with_the_highest_figure(tmp_path):
     task = fall(figures=[-0.5, -0.2, -0.3, -0.2])
     fit(task, Loader([[1.0]]), plan_of(tmp_path, epochs=4, evaluation_period=1, checkpoint_period=9))
