@@ -29,7 +29,9 @@ logger = logging.getLogger("train_pair")
 def build_pairs(cfg) -> tuple[Pair, ...]:
     """The pairs of DATASETS.ROOT_DIR: OptiSar_Pair layout if it holds that folder, else a folder for each modality."""
     root = Path(cfg.DATASETS.ROOT_DIR)
-    return read_optisar_pairs(root) if (root / "OptiSar_Pair").is_dir() else read_registered_pairs(root).train
+    if (root / "OptiSar_Pair").is_dir():
+        return read_optisar_pairs(root, join=cfg.DATASETS.PAIR_JOIN)
+    return read_registered_pairs(root).train
 
 
 def build_pair_task(cfg, device: torch.device) -> PairTask:

@@ -97,6 +97,7 @@ TABLE = (
     new(
         "DATASETS.VAL_FRACTION", 0.0, "share of training ships that choose the best weights; 0: test ships do", low=0, high=0.9
     ),
+    new("DATASETS.PAIR_JOIN", "auto", "of OptiSar_Pair: docs/data.md", choices=("auto", "folder", "id")),
     new("DATASETS.QUERY_ADD_DIR", "", "generated samples of the query images"),
     new("DATASETS.GALLERY_ADD_DIR", "", "generated samples of the gallery images"),
     released(

@@ -1,7 +1,7 @@
 """Pairs of an optical and a SAR picture of one scene or ship, from which the bridge and contrastive pre-training learn."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,33 +98,100 @@ def pair_ship_views(records: Iterable[Chip], *, hold_out_every: int = 0) -> Pair
     return split_by_place(pairs, hold_out_every)
 
 
-def read_optisar_pairs(root_dir: str | Path) -> tuple[Pair, ...]:
-    """List the pairs of `<root_dir>/OptiSar_Pair/<folder>/*_<id>_*_{RGB,SAR}.{tif,png}`; a pair shares folder and id.
+def read_optisar_pairs(root_dir: str | Path, *, join: str = "auto") -> tuple[Pair, ...]:
+    """List the pairs of `<root_dir>/OptiSar_Pair/<folder>/*_<id>_*_{RGB,SAR}.{tif,png}`, and log how they were joined.
+
+    Args:
+        root_dir: the folder that holds `OptiSar_Pair/`.
+        join: 'folder': one optical and one SAR picture share folder and id; 'id': as the released reader, every optical with
+            every SAR picture of an id, over all folders, and an id that one sensor alone saw makes no pair; 'auto': whichever
+            of the two the names allow, see `choose_join`.
 
     Raises:
-        DataError: no such folder or pair, names without id or modality, an id without exactly one picture of each modality,
-            a file that is no picture.
+        DataError: no such folder or pair, names without id or modality, names that cannot be joined so, a file that is no
+            picture.
+    """
+    views = list_views(root_dir)
+    join = choose_join(views) if join == "auto" else join
+    if join == "folder" and (uneven := [name for name, sides in views.items() if not _is_one_each(sides)]):
+        raise DataError(
+            f"OptiSar_Pair of {root_dir}: not one optical and one SAR picture for {some(map('/'.join, uneven))} (folder/id); "
+            "add or remove pictures, or set DATASETS.PAIR_JOIN id"
+        )
+    files = join_views(views, join)
+    if not files:
+        raise DataError(f"OptiSar_Pair of {root_dir} holds no pair; put pictures of both sensors into folders of it")
+    manner = "by folder and id, one to one" if join == "folder" else "by id over all folders, many to many, as released"
+    logger.info("%d pairs, joined %s", len(files), manner)
+    return tuple(_open_pairs(files))
+
+
+def list_views(root_dir: str | Path) -> dict[tuple[str, str], dict[str, list[Path]]]:
+    """Pictures of `<root_dir>/OptiSar_Pair`: (folder, id) -> 'RGB' and 'SAR' -> files, in sorted order.
+
+    Raises:
+        DataError: no such folder; names without id or modality.
     """
     root = Path(root_dir) / "OptiSar_Pair"
     if not root.is_dir():
         raise DataError(f"{root} is no folder; set DATASETS.ROOT_DIR to the folder that holds OptiSar_Pair/")
-    found: dict[tuple[str, str], dict[str, list[Path]]] = {}
+    views: dict[tuple[str, str], dict[str, list[Path]]] = {}
     odd = []
     for path in sorted(path for path in root.glob("*/*") if is_picture(path)):
         fields = path.stem.split("_")
         if len(fields) < 3 or fields[-1].upper() not in MODALITIES:
             odd.append(path.name)
         else:
-            sides = found.setdefault((path.parent.name, fields[1]), {"RGB": [], "SAR": []})
-            sides[fields[-1].upper()].append(path)
+            views.setdefault((path.parent.name, fields[1]), {"RGB": [], "SAR": []})[fields[-1].upper()].append(path)
     if odd:
         raise DataError(f"{root} holds pictures not named *_<id>_*_RGB or *_<id>_*_SAR: {some(odd)}; rename or remove them")
-    uneven = ["/".join(key) for key, sides in found.items() if any(len(side) != 1 for side in sides.values())]
-    if uneven:
-        raise DataError(f"{root}: not one optical and one SAR picture for {some(uneven)} (folder/id); add or remove pictures")
-    if not found:
-        raise DataError(f"{root} holds no pair; put pictures into folders of it")
-    return tuple(_open_pairs([(sides["RGB"][0], sides["SAR"][0], number) for (_, number), sides in sorted(found.items())]))
+    return dict(sorted(views.items()))
+
+
+def choose_join(views: Mapping[tuple[str, str], Mapping[str, Sequence[Path]]]) -> str:
+    """'folder' where every folder holds one optical and one SAR picture of each of its ids, else 'id' where an id means one
+    thing: each has pictures of both sensors, and none is complete in one folder and found in another.
+
+    Raises:
+        DataError: neither; the message lists names.
+    """
+    if all(map(_is_one_each, views.values())):
+        return "folder"
+    folders: dict[str, list[tuple[str, str]]] = {}
+    for folder, number in views:
+        folders.setdefault(number, []).append((folder, number))
+    doubtful = []
+    for places in folders.values():
+        complete = [all(views[place].values()) for place in places]
+        both = all(any(views[place][side] for place in places) for side in MODALITIES)
+        if not both or (any(complete) and len(places) > 1):
+            doubtful += places
+    if doubtful:
+        doubtful = [place for place in doubtful if not _is_one_each(views[place])] or doubtful
+        raise DataError(
+            f"OptiSar_Pair: not one optical and one SAR picture for {some(map('/'.join, doubtful))} (folder/id); add or remove "
+            "pictures, or set DATASETS.PAIR_JOIN id if an id is the same scene in every folder"
+        )
+    return "id"
+
+
+def join_views(views: Mapping[tuple[str, str], Mapping[str, Sequence[Path]]], join: str) -> list[tuple[Path, Path, str]]:
+    """Every (optical, SAR, id) of the same id, and for `join` 'folder' of the same folder; see `list_views`."""
+    groups: dict[tuple[str, str], dict[str, list[Path]]] = {}
+    for (folder, number), sides in views.items():
+        group = groups.setdefault((folder if join == "folder" else "", number), {"RGB": [], "SAR": []})
+        for side, paths in sides.items():
+            group[side] += paths
+    return [
+        (optical, sar, number)
+        for (_, number), sides in sorted(groups.items())
+        for optical in sides["RGB"]
+        for sar in sides["SAR"]
+    ]
+
+
+def _is_one_each(sides: Mapping[str, Sequence[Path]]) -> bool:
+    return all(len(paths) == 1 for paths in sides.values())
 
 
 def split_by_place(pairs: Sequence[Pair], hold_out_every: int) -> PairLists:

@@ -321,6 +321,40 @@ def test_errors_end_with_status_1_and_json_alone_on_the_output(root):
     assert "error: " in done.stderr and "Traceback" not in done.stderr
 
 
+def write_registered(root: Path, names: str) -> None:
+    for name in names.split():
+        path = root / "OptiSar_Pair" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "facts", "told"),
+    [
+        ("a/x_1_RGB a/x_1_SAR b/x_1_RGB b/x_1_SAR", (2, 2, 2, 1, 2, 4, "folder"), "joined by folder and id, one to one"),
+        ("a/x_1_RGB b/x_1_SAR b/y_1_SAR", (1, 2, 2, 1, 0, 2, "id"), "joined by id over all folders, many to many"),
+        ("a/x_1_RGB a/x_1_SAR a/x_2_RGB", (2, 1, 1, 2, 1, 1, ""), "joined not as they are"),
+    ],
+)
+def test_how_pictures_for_pre_training_are_joined_is_told(tmp_path, capsys, names, facts, told):
+    write_registered(tmp_path, names)
+    report = check_dataset(tmp_path)
+    assert tuple(report.registered_pairs.values()) == facts
+    text = command.format_report(report)
+    assert text.startswith(f"OptiSar_Pair: {facts[0]} optical and {facts[1]} SAR pictures in {facts[2]} folder(s), ")
+    assert told in text and "protocol" not in text
+    assert report.count("error") == (not facts[-1])
+    assert [finding.kind for finding in report.findings] == ([] if facts[-1] else ["pairs"])
+
+
+def test_pictures_for_pre_training_beside_a_data_set(root):
+    assert "OptiSar_Pair" not in command.format_report(check_dataset(root))
+    write_registered(root, "a/x_1_RGB a/x_1_SAR a/odd")
+    report = check_dataset(root)
+    assert report.splits["all"].images and not report.registered_pairs
+    assert "not named *_<id>_*_RGB" in only(root, "pairs").message
+
+
 def test_long_lists_are_cut_in_the_table_only(root):
     for number in range(8):
         (root / "HOSS" / "query" / f"ship{number}.tif").touch()

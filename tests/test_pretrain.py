@@ -76,7 +76,7 @@ def test_pairs_of_the_released_layout_are_joined_by_folder_and_id(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("x_000_y_SAR.png", "not one optical and one SAR"), ("nothing.png", "not named"), ("x_000_z_RGB.png", "not one optical")],
+    [("x_000_y_SAR.png", "not one optical and one SAR picture for a/000"), ("nothing.png", "not named")],
 )
 def test_uneven_and_odd_names_are_listed(tmp_path, name, message):
     root = write_pairs(tmp_path, count=2, folders=("a",))
@@ -87,6 +87,51 @@ def test_uneven_and_odd_names_are_listed(tmp_path, name, message):
         Image.new("RGB", (8, 8)).save(path)
     with pytest.raises(DataError, match=message):
         read_optisar_pairs(root)
+
+
+def names_of(pairs) -> set[tuple[str, str]]:
+    return {tuple(f"{chip.path.parent.name}/{chip.path.stem}" for chip in (pair.optical, pair.sar)) for pair in pairs}
+
+
+def test_pairs_are_read_as_the_released_reader_does_by_id_over_all_folders(tmp_path, caplog):
+    """Two optical and three SAR pictures of id 000, in folders for each sensor: six pairs; one each of 001."""
+    for folder, number, rest, modality in (
+        ("o", "000", "p", "RGB"), ("o", "000", "q", "RGB"), ("o", "001", "p", "RGB"),
+        ("s", "000", "p", "SAR"), ("s", "000", "q", "SAR"), ("t", "000", "p", "SAR"), ("t", "001", "p", "SAR"),
+    ):  # fmt: skip
+        path = tmp_path / "OptiSar_Pair" / folder / f"x_{number}_{rest}_{modality}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB" if modality == "RGB" else "L", (16, 16)).save(path)
+    caplog.set_level("INFO")
+    pairs = read_optisar_pairs(tmp_path)
+    expected = {(f"o/x_000_{a}_RGB", b) for a in "pq" for b in ("s/x_000_p_SAR", "s/x_000_q_SAR", "t/x_000_p_SAR")}
+    assert names_of(pairs) == expected | {("o/x_001_p_RGB", "t/x_001_p_SAR")}
+    assert [pair.place for pair in pairs] == ["000"] * 6 + ["001"]
+    assert "7 pairs, joined by id over all folders, many to many, as released" in caplog.text
+    with pytest.raises(DataError, match=r"not one optical and one SAR picture for o/000, .* or set DATASETS.PAIR_JOIN id"):
+        read_optisar_pairs(tmp_path, join="folder")
+
+
+def test_several_views_of_an_id_in_one_folder_are_all_joined(tmp_path):
+    root = write_pairs(tmp_path, count=2, folders=("a",))
+    Image.new("RGB", (32, 32)).save(root / "OptiSar_Pair" / "a" / "x_000_z_RGB.png")
+    assert names_of(read_optisar_pairs(root)) == {
+        ("a/x_000_y_RGB", "a/x_000_y_SAR"), ("a/x_000_z_RGB", "a/x_000_y_SAR"), ("a/x_001_y_RGB", "a/x_001_y_SAR")
+    }  # fmt: skip
+
+
+def test_a_missing_file_never_pairs_scenes_of_two_folders_unasked(tmp_path):
+    root = write_pairs(tmp_path, count=2)
+    (root / "OptiSar_Pair" / "a" / "x_000_y_SAR.png").unlink()
+    with pytest.raises(DataError, match=r"picture for a/000 \(folder/id\).*set DATASETS.PAIR_JOIN id"):
+        read_optisar_pairs(root)
+    assert len(read_optisar_pairs(root, join="id")) == 2 * 1 + 2 * 2  # as the released reader: 2 x 1 of 000, 2 x 2 of 001
+
+
+def test_the_command_joins_as_it_is_told(tmp_path):
+    root = write_pairs(tmp_path, count=3)
+    assert len(train_pair.build_pairs(tiny_cfg(DATASETS__ROOT_DIR=root))) == 6
+    assert len(train_pair.build_pairs(tiny_cfg(DATASETS__ROOT_DIR=root, DATASETS__PAIR_JOIN="id"))) == 12
 
 
 def test_a_batch_of_half_pairs_is_a_wrong_call(tmp_path):

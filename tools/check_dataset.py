@@ -3,8 +3,9 @@
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets.curation.checks import DatasetReport, check_dataset
 from utils.cli import run
@@ -36,14 +37,26 @@ def format_report(report: DatasetReport) -> str:
         table(["protocol", "queries", "with a match", "without", "gallery"], protocols),
         "",
         f"optical x SAR training pairs: {report.training_pairs} of {report.training_pair_ships} ships",
-        f"errors: {report.count('error')}, warnings: {report.count('warning')}",
     ]
+    lines = [*(lines if rows else []), *_pair_lines(report.registered_pairs)]
+    lines.append(f"errors: {report.count('error')}, warnings: {report.count('warning')}")
     for finding in report.findings:
         lines.append(f"{finding.level}, {finding.kind}: {finding.message}")
         lines += [f"    {name}" for name in finding.files[:NAMES_SHOWN]]
         if len(finding.files) > NAMES_SHOWN:
             lines.append(f"    and {len(finding.files) - NAMES_SHOWN} more")
     return "\n".join(lines)
+
+
+def _pair_lines(facts: Mapping[str, Any]) -> list[str]:
+    if not facts:
+        return []
+    manner = {"folder": "by folder and id, one to one", "id": "by id over all folders, many to many", "": "not as they are"}
+    return [
+        f"OptiSar_Pair: {facts['optical']} optical and {facts['sar']} SAR pictures in {facts['folders']} folder(s), "
+        f"{facts['ids']} id(s); pairs within folders {facts['by_folder']}, by id alone {facts['by_id']}; "
+        f"joined {manner[facts['join']]} (DATASETS.PAIR_JOIN)"
+    ]
 
 
 def _span(limits: tuple[float, float] | None) -> str:
@@ -58,7 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example:\n  python -m tools.check_dataset data --json report.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("root", type=Path, metavar="ROOT", help="the folder that holds HOSS/ (DATASETS.ROOT_DIR)")
+    parser.add_argument(
+        "root", type=Path, metavar="ROOT", help="the folder that holds HOSS/ or OptiSar_Pair/ (DATASETS.ROOT_DIR)"
+    )
     parser.add_argument(
         "--json",
         nargs="?",

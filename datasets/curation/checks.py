@@ -4,7 +4,7 @@ import filecmp
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from datasets.catalogue import CROSS_PROTOCOLS, FOLDERS, Finding, file_of, list_
 from datasets.chips import has_colour, modality_of_pixels, read_optical, read_sar
 from datasets.curation.duplicates import perceptual_hash
 from datasets.curation.faults import MAIN_SPLITS, PixelFacts, copies, near_duplicates, odd_chips, shared_ships
+from datasets.pairs import choose_join, join_views, list_views
 from datasets.records import DISTRACTOR, Chip, Modality, Split
 from datasets.sar import render_percentile
 from utils.errors import DataError
@@ -52,6 +53,8 @@ class DatasetReport:
         training_pairs: optical x SAR pairs of training chips of one ship.
         training_pair_ships: ships that have any.
         findings: errors first.
+        registered_pairs: of `OptiSar_Pair/`, where it is there: `optical` and `sar` pictures, `folders`, `ids`, pairs
+            `by_folder` and `by_id`, and which `join` pre-training takes ('' for none).
     """
 
     splits: dict[str, SplitFacts]
@@ -59,6 +62,7 @@ class DatasetReport:
     training_pairs: int
     training_pair_ships: int
     findings: tuple[Finding, ...]
+    registered_pairs: Mapping[str, Any] = field(default_factory=dict)
 
     def count(self, level: str) -> int:
         """Number of findings of a level."""
@@ -70,18 +74,48 @@ class DatasetReport:
 
 
 def check_dataset(root_dir: str | Path, *, description: str = "") -> DatasetReport:
-    """Read every chip of `<root_dir>/HOSS` and look for faults.
+    """Read every chip of `<root_dir>/HOSS` and look for faults; say how the pictures of `<root_dir>/OptiSar_Pair` are joined.
 
     Args:
-        root_dir: the folder that holds `HOSS/`.
+        root_dir: the folder that holds `HOSS/`, `OptiSar_Pair/` or both.
         description: of a progress bar; empty for none.
 
     Raises:
         DataError: there is no such folder.
     """
-    hoss = Path(root_dir) / "HOSS"
-    if not hoss.is_dir():
+    hoss, registered = Path(root_dir) / "HOSS", Path(root_dir) / "OptiSar_Pair"
+    if not hoss.is_dir() and not registered.is_dir():
         raise DataError(f"{hoss} is no folder; give the folder that holds HOSS/")
+    report = _check_hoss(hoss, description) if hoss.is_dir() else DatasetReport({}, {}, 0, 0, ())
+    if not registered.is_dir():
+        return report
+    pairs, found = _check_registered_pairs(root_dir)
+    findings = tuple(sorted((*report.findings, *found), key=lambda finding: finding.level))
+    return replace(report, registered_pairs=pairs, findings=findings)
+
+
+def _check_registered_pairs(root_dir: str | Path) -> tuple[dict[str, Any], list[Finding]]:
+    """What `OptiSar_Pair/` holds, and why it cannot be read as it is."""
+    try:
+        views = list_views(root_dir)
+    except DataError as error:
+        return {}, [Finding("error", "pairs", str(error), ())]
+    facts = {
+        "optical": sum(len(sides["RGB"]) for sides in views.values()),
+        "sar": sum(len(sides["SAR"]) for sides in views.values()),
+        "folders": len({folder for folder, _ in views}),
+        "ids": len({number for _, number in views}),
+        "by_folder": len(join_views(views, "folder")),
+        "by_id": len(join_views(views, "id")),
+        "join": "",
+    }
+    try:
+        return facts | {"join": choose_join(views)}, []
+    except DataError as error:
+        return facts, [Finding("error", "pairs", str(error), ())]
+
+
+def _check_hoss(hoss: Path, description: str) -> DatasetReport:
     findings: list[Finding] = []
     splits: dict[Split, tuple[Chip, ...]] = {}
     for split in MAIN_SPLITS:
