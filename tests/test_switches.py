@@ -32,6 +32,9 @@ MARGIN = {"MODEL__NO_MARGIN": False}
 ARCFACE = {"MODEL__ID_LOSS_TYPE": "arcface"}
 SGD = {"SOLVER__OPTIMIZER_NAME": "SGD"}
 RESNET = {"MODEL__NAME": "resnet50", "MODEL__MIE": False, "MODEL__SSE": False}
+TWO_TOKENS = {"MODEL__DISENTANGLE": True}
+FIRST_BLOCK = {"MODEL__STRUCT_LAYER_INDEX": 1}
+STRUCTURE = {"MODEL__STRUCT_LOSS_WEIGHT": 1.0}
 EXPANSION = {"TEST__QUERY_EXPANSION": 3}
 RERANKING = {"TEST__RE_RANKING": True, "TEST__RE_RANKING_K1": 4, "TEST__RE_RANKING_K2": 2}
 
@@ -59,6 +62,11 @@ TRAINING = [
     ({"MODEL__DROP_PATH": 0.5}, {}),
     ({"MODEL__DROP_OUT": 0.5}, {}),
     ({"MODEL__ATT_DROP_RATE": 0.5}, {}),
+    (TWO_TOKENS, {}),
+    *(({"MODEL__ABLATION_MODE": fusion}, TWO_TOKENS) for fusion in ("shared", "specific", "concat")),
+    ({"MODEL__ORTH_LOSS_WEIGHT": 10.0}, TWO_TOKENS),
+    (STRUCTURE, FIRST_BLOCK),
+    ({"MODEL__STRUCT_LAYER_INDEX": 2}, STRUCTURE | FIRST_BLOCK),
     (RESNET, {}),
     ({"MODEL__LAST_STRIDE": 2}, RESNET),
     *(({"INPUT__SAR_DENOISE": kind}, {}) for kind in ("max", "lee", "nlm", "clahe")),
@@ -67,6 +75,7 @@ TRAINING = [
     ({"INPUT__PROB": 0.0}, {}),
     ({"INPUT__RE_PROB": 0.0}, {}),
     ({"INPUT__PADDING": 6}, {}),
+    ({"INPUT__COLOR_JITTER": 0.2}, {}),
     ({"INPUT__PIXEL_MEAN": "[0,0,0]"}, {}),
     ({"INPUT__PIXEL_STD": "[1,1,1]"}, {}),
     ({"DATALOADER__SAMPLER": "softmax"}, {}),
@@ -95,6 +104,8 @@ FIRST_STEP = {
     "TRIPLET_LOSS_WEIGHT=0.0": lambda off, on: (on["loss"], off["identity"] + 2 * off["alignment"]),
     "CENTER_LOSS_WEIGHT=0.1": lambda off, on: (on["loss"], off["loss"] + (0.1 - 0.0005) * off["center"]),
     "MODALITY_LOSS_WEIGHT=0.0": lambda off, on: (on["loss"], off["identity"] + off["triplet"]),
+    "ORTH_LOSS_WEIGHT=10.0": lambda off, on: (on["loss"], off["loss"] + (10 - 0.1) * off["orthogonality"]),
+    "STRUCT_LOSS_WEIGHT=1.0": lambda off, on: (on["loss"], off["loss"] + on["structure"]),
     "SAMPLER=softmax": lambda off, on: (on["loss"], on["identity"]),
     "WARMUP_EPOCHS=3": lambda off, on: (on["lr"], 1e-3 * (0.01 + 0.99 / 3)),
     "WARMUP_FACTOR=0.5": lambda off, on: (on["lr"], 1e-3 * (0.5 + 0.5 / 2)),
@@ -115,6 +126,8 @@ LEARNED = {
     "IF_WITH_CENTER=yes": lambda off, on: (on["criterion.centers"].shape, (4, 24)),
     "NECK=no": lambda off, on: (any("bottleneck" in name for name in on), False),
     "STRIDE_SIZE=[8,8]": lambda off, on: (on["model.base.pos_embed"].shape, (1, 1 + 3 * 3, 24)),
+    "DISENTANGLE=True": lambda off, on: (on["model.base.pos_embed"].shape, (1, 2 + 2 * 2, 24)),
+    "ABLATION_MODE=concat": lambda off, on: (on["model.bottleneck_fuse.weight"].shape, (2 * 24,)),
     "MIE=False": lambda off, on: (off.keys() - on.keys(), {"model.base.mie_embed"}),
     "SSE=False": lambda off, on: (off.keys() - on.keys(), {f"{SIZE_TOKEN}.weight", f"{SIZE_TOKEN}.bias"}),
     "WEIGHT_DECAY=0.5": lambda off, on: (on[QKV].norm() < off[QKV].norm(), True),

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.contents import SPECIFIC_TOKENS
 from utils.checkpoint import load_state_dict, save
 from utils.cli import run
-from utils.errors import CheckpointError, UsageError
+from utils.errors import CheckpointError, UsageError, some
 
 UNUSED_CLASSES = 1000
 """Outputs of `base.fc`, a layer that the released programs create, save and expect, and that nothing uses."""
@@ -23,11 +24,20 @@ def to_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_released(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors in the released layout: every name that the released programs read, `base.fc` included (zeros if absent).
 
+    TransOSS, MOS and SDF-Net share it; their own tensors tell which of them a file is.
+
     Raises:
-        CheckpointError: no re-identification model; the sentence wants the file's name before it.
+        CheckpointError: no re-identification model, or an SDF-Net without a tensor that its released loader would leave at a
+            random start; the sentence wants the file's name before it.
     """
     if "base.cls_token" not in tensors:
         raise CheckpointError("holds no re-identification model (base.*), which the released layout is for; use --layout own")
+    if f"base.{SPECIFIC_TOKENS[0]}" in tensors:
+        wanted = (f"base.{SPECIFIC_TOKENS[1]}", "bottleneck.weight", "bottleneck_fuse.weight")
+        if missing := [name for name in wanted if name not in tensors]:
+            raise CheckpointError(
+                f"is of SDF-Net and lacks {some(missing)}, which its released program reads; use --layout own"
+            )
     token = tensors["base.cls_token"]  # (1, 1, D)
     unused = {
         "base.fc.weight": torch.zeros(UNUSED_CLASSES, token.shape[-1], dtype=token.dtype),

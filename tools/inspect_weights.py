@@ -25,6 +25,13 @@ COMMON_SIZES = ((256, 128), (384, 128), (256, 256), (224, 224), (384, 384))
 HEAD_WIDTH = 64
 """Of a ViT's attention heads, in nearly all published models; no tensor shows it."""
 
+FUSIONS = {
+    None: "no",
+    "sum": "yes, of which one of the backbone's width is made: sum, shared or specific (no tensor tells which)",
+    "concat": "yes, side by side",
+}
+"""How the two features of an SDF-Net become one, in words."""
+
 GENERATION_KEYS = {BRIDGE: "WEIGHT", FIRST_STAGE: "FIRST_STAGE"}
 """Network of generation -> its key in BBDM."""
 
@@ -58,6 +65,8 @@ def kind_of(contents: Contents) -> str:
         kind = "a first stage (VQGAN) of a latent bridge"
     elif contents.network == RESNET:
         kind = "a re-identification model on ResNet-50" if contents.is_whole else "a ResNet-50 for ordinary pictures"
+    elif contents.is_disentangled:
+        kind = "a re-identification model of SDF-Net" if contents.is_whole else "a backbone of SDF-Net, without its neck"
     elif contents.is_whole:
         kind = "a re-identification model in the released layout (TransOSS and MOS share it)"
     elif contents.is_transoss:
@@ -83,9 +92,11 @@ def facts(contents: Contents) -> dict[str, str]:
             "SAR stem": _yes("patch_embed_SAR.proj.weight" in contents.backbone),
             "MIE": _yes("mie_embed" in contents.backbone),
             "SSE": _yes("wh_embed.linear_layer.weight" in contents.backbone),
+            "two features": FUSIONS[contents.fusion],
         }
     if contents.network in LACKING:
-        told["neck"] = _yes("bottleneck.weight" in contents.rest)
+        neck = "bottleneck_fuse.weight" if contents.is_disentangled else "bottleneck.weight"
+        told["neck"] = _yes(neck in contents.rest)
     if contents.network == TRANSFORMER:
         told["identities"] = "no classifier" if contents.identities is None else str(contents.identities)
     told["values"] = f"{sum(value.numel() for value in contents.tensors.values()):,}"
@@ -124,6 +135,8 @@ def model_settings(contents: Contents) -> dict[str, dict[str, Any]]:
         "MIE": "mie_embed" in contents.backbone,
         "SSE": "wh_embed.linear_layer.weight" in contents.backbone,
     }
+    if contents.is_disentangled:
+        model |= {"DISENTANGLE": True, "ABLATION_MODE": contents.fusion}
     return {"MODEL": model, "INPUT": {"SIZE_TRAIN": list(size), "SIZE_TEST": list(size)}}
 
 
@@ -141,7 +154,7 @@ def try_it(contents: Contents) -> tuple[dict[str, dict[str, Any]] | None, str, s
         return None, f"no MODEL.TRANSFORMER_TYPE: none is of width {contents.width} with {contents.depth} blocks", ""
     base = _build_base(contents, settings)
     try:
-        model = ReIDModel(base)
+        model = ReIDModel(base, fusion=contents.fusion)
         report = fit_model(contents, model, classifier=False) if contents.rest else fit_backbone(contents, base)
     except CheckpointError as error:
         return None, f"no model: it {error}", ""
@@ -161,6 +174,7 @@ def _build_base(contents: Contents, settings: Mapping[str, Any]) -> ResNet50 | T
         stride=tuple(model.get("STRIDE_SIZE", (PATCH_SIZE, PATCH_SIZE))),
         modality_embedding=model.get("MIE", True),
         size_embedding=model.get("SSE", True),
+        specific_tokens=model.get("DISENTANGLE", False),
     )
 
 
@@ -172,7 +186,9 @@ def list_uses(path: str, contents: Contents, settings: Mapping[str, Any] | None)
     if contents.epoch is not None:
         uses["resume its training, with the config.yml beside it"] = yaml_lines({"SOLVER": {"RESUME": path}})
     if settings and contents.is_whole:
-        uses["test it"] = yaml_lines({**settings, "TEST": {"WEIGHT": path}})
+        # The released SDF-Net compares features after its neck, whatever its file says.
+        test = {"WEIGHT": path, **({"NECK_FEAT": "after"} if contents.is_disentangled else {})}
+        uses["test it"] = yaml_lines({**settings, "TEST": test})
     if settings:
         start = {"PRETRAIN_CHOICE": "clip" if contents.rest else "imagenet", "PRETRAIN_PATH": path}
         uses["start training from it"] = yaml_lines({**settings, "MODEL": {**settings["MODEL"], **start}})
