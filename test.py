@@ -52,7 +52,7 @@ def test(command: Command) -> Results:
 
 def main(arguments: Sequence[str]) -> None:
     """Read the call, test, and write results.json."""
-    example = "python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT logs/hoss_transoss/best_model_mAP.pth"
+    example = "python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT logs/hoss_transoss/best_model_rank1.pth"
     parser = config_parser("test.py", "Test a model on the protocols of a data set in HOSS layout.", example)
     with open_command(parser, arguments, log="test_log.txt", needs={"TEST.WEIGHT": "the checkpoint to test"}) as command:
         results = test(command)

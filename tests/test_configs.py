@@ -696,6 +696,14 @@ def test_every_key_has_a_reader_or_is_told_to_have_none():
     assert not read - KEYS.keys() - {name.split(".")[0] for name in KEYS}
 
 
+def test_every_key_that_the_differences_name_is_one():
+    text = (ROOT / "docs" / "faithful.md").read_text(encoding="utf-8")
+    named = re.findall(r"\b((?:MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|BBDM)\.[A-Z][A-Z0-9_]+)\b", text)
+    assert len(named) > 30 and set(named) <= KEYS.keys()
+    bare = {name.split(".")[-1] for name in KEYS}
+    assert {word for word in re.findall(r"\b[A-Z]+(?:_[A-Z0-9]+)+\b", text) if word not in bare} == set()
+
+
 def test_keys_without_use_are_those_that_the_documentation_lists():
     text = (ROOT / "docs" / "faithful.md").read_text(encoding="utf-8").split("Keys that are accepted")[1].split("\n\n")[1]
     assert re.findall(r"^\| ([A-Z]+\.[A-Z_]+) \|", text, flags=re.MULTILINE) == sorted(UNUSED)

@@ -173,6 +173,11 @@ def test_with_validation_ships_the_best_weights_are_tested(data, started, tmp_pa
     assert "chosen on validation ships" in (tmp_path / "repeat.md").read_text()
 
 
+def test_the_best_weights_by_r1_are_tested_as_published(data, started, tmp_path):
+    assert repeated(data, tmp_path, "--seeds", "0", "--checkpoint", "best_rank1", SOLVER__EVAL_PERIOD=1).status == 0
+    assert started[1][1][-1].endswith("best_model_rank1.pth")
+
+
 def test_wrong_calls(data, tmp_path):
     assert repeated(data, tmp_path, "--seeds", "x").status == 2
     ended = call(repeat.main, "--seeds", "0", *settings(OUTPUT_DIR=tmp_path), "SOLVER.SEED", "3")

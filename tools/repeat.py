@@ -45,6 +45,10 @@ OWN = {"SOLVER.SEED": None, "SOLVER.RESUME": "", "TEST.WEIGHT": ""}
 """Keys that every seed has of its own -> what the configuration of all seeds must hold; None: anything."""
 
 
+BEST_WEIGHTS = {"best": "best_model_mAP.pth", "best_rank1": "best_model_rank1.pth"}
+"""--checkpoint -> file of a run; the published checkpoint of MOS is one of the best R1."""
+
+
 def parse_seeds(text: str) -> list[int]:
     """'0-4', '1,5' or '0-2,7' -> seeds.
 
@@ -79,7 +83,7 @@ def run_seed(cfg, options: Sequence[str], folder: Path, seed: int, checkpoint: s
         options: of the command line that lead to it.
         folder: of this seed.
         seed: SOLVER.SEED.
-        checkpoint: 'best' or 'last'.
+        checkpoint: one of `BEST_WEIGHTS`, or 'last'.
 
     Raises:
         DataError: the folder holds a run of other settings, or a program failed.
@@ -91,7 +95,7 @@ def run_seed(cfg, options: Sequence[str], folder: Path, seed: int, checkpoint: s
     if done < cfg.SOLVER.MAX_EPOCHS:
         logger.info("seed %d: training%s", seed, f" goes on after epoch {done}" if done else "")
         _call("train.py", [*own, *(["SOLVER.RESUME", str(last)] if done else [])], seed)
-    name = "best_model_mAP.pth" if checkpoint == "best" else f"{cfg.MODEL.NAME}_{cfg.SOLVER.MAX_EPOCHS}.pth"
+    name = BEST_WEIGHTS.get(checkpoint, f"{cfg.MODEL.NAME}_{cfg.SOLVER.MAX_EPOCHS}.pth")
     weights, path = folder / name, folder / "results.json"
     if not weights.is_file():
         raise DataError(f"{weights} is missing although the training is done; remove {folder} to train this seed again")
@@ -254,9 +258,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default="0-4", metavar="LIST", help="such as 0-4 or 1,5,7 (0-4)")
     parser.add_argument(
         "--checkpoint",
-        choices=("best", "last"),
-        help="weights to test: best_model_mAP.pth, or the last epoch's (best with DATASETS.VAL_FRACTION, else last, since "
-        "the best would be chosen on the test split)",
+        choices=(*BEST_WEIGHTS, "last"),
+        help="weights to test: best_model_mAP.pth, best_model_rank1.pth (as MOS published), or the last epoch's (best with "
+        "DATASETS.VAL_FRACTION, else last, since the best would be chosen on the test split)",
     )
     return parser
 
