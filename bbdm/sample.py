@@ -71,6 +71,8 @@ def build_run(cfg, settings: SamplerSettings, precision: Precision) -> SamplingR
     model = {key: cfg.BBDM[key] for key in MODEL_KEYS}
     if cfg.BBDM.CONDITION != "auto":
         model["CONDITION"] = build_condition(cfg)
+    if cfg.BBDM.SAVED_SIZE == "picture":
+        model["SAVED_SIZE"] = list(cfg.BBDM.IMAGE_SIZE)[::-1]
     if cfg.BBDM.SPACE == "latent":
         model |= {key: cfg.BBDM[key] for key in LATENT_KEYS}
     if precision.dtype is not None:
@@ -128,8 +130,9 @@ def build_and_sample(cfg, device: torch.device) -> None:
     for (source, k), drawn in zip(
         own, draw(model, names, lambda job: read(own[job][0].path), settings, **drawing), strict=True
     ):
-        picture = resize(to_picture(drawn), source.size[::-1], Image.Resampling.BICUBIC)
-        write_sample(sample_of(source, k, folder, run), picture)
+        sample = sample_of(source, k, folder, run)
+        picture = resize(to_picture(drawn), (sample.saved or sample.size)[::-1], Image.Resampling.BICUBIC)
+        write_sample(sample, picture)
     distributed.barrier()
     logger.info("all samples are in %s", folder)
 

@@ -149,6 +149,12 @@ TABLE = (
     new("TEST.RE_RANKING_LAMBDA", 0.3, "share of the plain distance", low=0, high=1),
     new("TEST.RANKING_MEMORY", 1.0, "GiB of distances that ranking and re-ranking hold at a time", low=0.001),
     new("TEST.FUSION_SAMPLES", 0, "K, generated samples of an image that fusion takes, the first ones; 0: all", low=0),
+    new(
+        "TEST.GENERATED_SIZE",
+        "source",
+        "whose size triple a generated picture has; 'file': its own, as released",
+        choices=("source", "file"),
+    ),
     new("TEST.FUSION_TAU", 0.02, "weight of generated features", low=0, high=1),
     new(
         "TEST.COMMON_SPACE",
@@ -221,6 +227,7 @@ TABLE = (
     new("BBDM.ORDER", 2, "of the few-step sampler", low=1, high=3),
     new("BBDM.CLIP", False, "True: clamp estimates of the SAR picture to [-1, 1]"),
     new("BBDM.GREY", False, "True: a sample's three bands become their mean, as a real SAR picture's are equal"),
+    new("BBDM.SAVED_SIZE", "chip", "of a sample: its chip's; 'picture': IMAGE_SIZE, as released", choices=("chip", "picture")),
     new("BBDM.SAMPLE_BATCH", 16, "samples that go through a GPU together", low=1),
     released("OUTPUT_DIR", "", "the folder that a run writes to"),
 )

@@ -118,8 +118,9 @@ def read_generated(chip: Chip) -> NDArray[np.uint8]:
         origin = image.info.get(ORIGIN_KEY)
     if chip.origin is not None and origin != chip.origin:
         raise DataError(f"{chip.path} is a picture that the run of the manifest did not make under this name; {again}")
-    if chip.origin is not None and picture.shape[1::-1] != chip.size:
-        raise DataError(f"{chip.path} has another size than its source {chip.source.path.name}; {again}")
+    if chip.origin is not None and picture.shape[1::-1] != (chip.saved or chip.size):
+        other = "its manifest tells" if chip.saved else f"its source {chip.source.path.name}"
+        raise DataError(f"{chip.path} has another size than {other}; {again}")
     return picture
 
 

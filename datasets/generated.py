@@ -1,8 +1,8 @@
 """Folders of generated pseudo-SAR pictures: the only place that knows the manifest and the names of samples.
 
 A store holds `manifest.json` and, for sample k of each source chip, an 8-bit PNG `<source stem>_<k>.png` of the chip's own
-size. Every PNG carries the manifest's run and its own name, so that a picture of another run or source is found out when it is
-read. The manifest is written before the pictures, each of which appears whole or not at all: a run that stopped goes on with
+size, or of the one size that its run saves. Every PNG carries the manifest's run and its own name, so that a picture of another
+run or source is found out when it is read. The manifest is written before the pictures, each of which appears whole or not at all: a run that stopped goes on with
 the rest.
 """
 
@@ -57,6 +57,12 @@ class SamplingRun:
     model: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def saved(self) -> tuple[int, int] | None:
+        """(width, height) of the pictures' files; None: each as its source."""
+        size = self.model.get("SAVED_SIZE")
+        return size and tuple(size)
+
+    @property
     def digest(self) -> str:
         """Short name of this run: equal for equal settings only."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
@@ -73,8 +79,8 @@ def sample_of(source: Chip, k: int, folder: Path, run: SamplingRun) -> Chip:
 
 
 def _sample(source: Chip, path: Path, run: SamplingRun | None) -> Chip:
-    origin = run and f"{run.digest} {path.name}"
-    return Chip(path, source.ship, Modality.SAR, source.split, source.size, rendered=True, source=source, origin=origin)
+    told = {"origin": f"{run.digest} {path.name}", "saved": run.saved} if run else {}
+    return Chip(path, source.ship, Modality.SAR, source.split, source.size, rendered=True, source=source, **told)
 
 
 def is_written(sample: Chip) -> bool:
@@ -87,9 +93,9 @@ def is_written(sample: Chip) -> bool:
 
 
 def write_sample(sample: Chip, picture: NDArray[np.uint8]) -> None:
-    """Write a picture (height, width, 3) uint8 of the source's own size, whole or not at all."""
-    if picture.shape != (*sample.size[::-1], 3):
-        raise ValueError(f"a sample of {sample.source.path.name} has the shape {picture.shape}, not its source's")
+    """Write a picture (height, width, 3) uint8 of the size that the run saves, whole or not at all."""
+    if picture.shape != (*(sample.saved or sample.size)[::-1], 3):
+        raise ValueError(f"a sample of {sample.source.path.name} has the shape {picture.shape}, not its source's or its run's")
     text = PngImagePlugin.PngInfo()
     text.add_text(ORIGIN_KEY, sample.origin)
     with replacing(sample.path) as temporary:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -56,14 +57,20 @@ class ChipDataset(Dataset):
             return error  # `ChipLoader` raises it; raised in a worker, its sentence would be lost in a traceback.
         except ValueError as error:
             return DataError(f"{chip.path} {error}")
-        sensor = chip.source.modality if chip.source else chip.modality
         return {
             "image": image,
-            "size": size_triple(*(chip.size or picture.shape[1::-1]), sensor),
+            "size": _triple_of(chip, picture),
             "modality": int(chip.modality),
             "label": None if self.labels is None else self.labels[draw.index],
             "index": draw.index,
         }
+
+
+def _triple_of(chip: Chip, picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The size triple of a chip; of a generated picture, that of its source unless it is measured itself."""
+    own = picture.shape[1::-1]
+    sensor = chip.modality if chip.measured or chip.source is None else chip.source.modality
+    return size_triple(*(own if chip.measured else chip.size or own), sensor)
 
 
 class ChipLoader(DataLoader):

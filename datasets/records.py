@@ -52,6 +52,8 @@ class Chip:
         rendered: of a SAR chip, whether the file holds a picture of 8 bits already, which is read as it is.
         source: of a generated picture, the optical chip that it was made from.
         origin: of a generated picture, what its file must say of where it comes from; None where no manifest tells.
+        saved: (width, height) in pixels of a generated picture's file; None: as its source.
+        measured: of a generated picture, whether its size triple is that of its own file, as a SAR chip's.
     """
 
     path: Path
@@ -62,6 +64,8 @@ class Chip:
     rendered: bool = False
     source: "Chip | None" = None
     origin: str | None = None
+    saved: tuple[int, int] | None = None
+    measured: bool = False
 
 
 @dataclass(frozen=True)

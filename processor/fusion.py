@@ -4,7 +4,7 @@ Legend: I test images, S of them with samples, K samples of each, D feature widt
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -76,10 +76,12 @@ class SampleSet:
 def build_samples(cfg, images: Sequence[Chip]) -> SampleSet | None:
     """The samples of DATASETS.*_ADD_DIR, the first TEST.FUSION_SAMPLES of each image."""
     folders = {"query_dir": cfg.DATASETS.QUERY_ADD_DIR, "gallery_dir": cfg.DATASETS.GALLERY_ADD_DIR}
-    return find_samples(images, **folders, count=cfg.TEST.FUSION_SAMPLES)
+    return find_samples(images, **folders, count=cfg.TEST.FUSION_SAMPLES, measured=cfg.TEST.GENERATED_SIZE == "file")
 
 
-def find_samples(images: Sequence[Chip], *, query_dir: str, gallery_dir: str, count: int = 0) -> SampleSet | None:
+def find_samples(
+    images: Sequence[Chip], *, query_dir: str, gallery_dir: str, count: int = 0, measured: bool = False
+) -> SampleSet | None:
     """Find the samples of the optical test images; every one of a side whose folder is given must have them.
 
     Args:
@@ -87,6 +89,7 @@ def find_samples(images: Sequence[Chip], *, query_dir: str, gallery_dir: str, co
         query_dir: samples of the query side (DATASETS.QUERY_ADD_DIR); empty for none.
         gallery_dir: samples of the gallery side (DATASETS.GALLERY_ADD_DIR); empty for none.
         count: K, the first samples of each image (TEST.FUSION_SAMPLES); 0 for all.
+        measured: a sample's size triple is that of its own file (TEST.GENERATED_SIZE), not of its source.
 
     Returns:
         None if neither folder is given.
@@ -120,7 +123,11 @@ def find_samples(images: Sequence[Chip], *, query_dir: str, gallery_dir: str, co
     return SampleSet(
         images=tuple(found[chip.path][0].source if chip.path in found else chip for chip in images),
         sources=tuple(index for index, chip in enumerate(images) if chip.path in found),
-        chips=tuple(found[chip.path][: count or None] for chip in images if chip.path in found),
+        chips=tuple(
+            tuple(replace(sample, measured=measured) for sample in found[chip.path][: count or None])
+            for chip in images
+            if chip.path in found
+        ),
         per_image=count or per_image,
         steps=tuple(dict.fromkeys(steps)),
     )

@@ -285,6 +285,16 @@ def test_grey_samples_have_equal_bands(data, trained, tmp_path):
     assert np.ptp(picture) > 0
 
 
+def test_samples_are_saved_in_the_size_of_the_network_s_picture_where_asked(data, trained, tmp_path):
+    settings = {"BBDM.SAVED_SIZE": "picture", "BBDM.SPLITS": "['query']", "BBDM.SAMPLE_NUM": 1}
+    sample_into(tmp_path, data, trained, **settings)
+    again = sample_into(tmp_path, data, trained, **settings)
+    assert {name: Image.open(tmp_path / name).size for name in again} == {"0009_a_RGB_0.png": (8, 16)}
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["model"]["SAVED_SIZE"] == [8, 16]
+    assert (manifest["sources"][0]["width"], manifest["sources"][0]["height"]) == (9, 20)
+
+
 def test_a_store_does_not_mix_weights(data, trained, sampled):
     with pytest.raises(DataError, match=r"another run: weights_sha256 .* name a new folder with OUTPUT_DIR"):
         sample_into(sampled, data, trained, **{"BBDM.WEIGHT": trained / "bridge_1.pth"})

@@ -53,6 +53,7 @@ TEST:
   RANKING_MEMORY: 1.0
   FUSION_SAMPLES: 0
   FUSION_TAU: 0.02
+  GENERATED_SIZE: source
   COMMON_SPACE: 'off'
   COMMON_SPACE_SHRINKAGE: 0.05
   COMMON_SPACE_DIMENSIONS: 48
@@ -109,6 +110,7 @@ BBDM:
   CLIP: false
   GREY: false
   SAMPLE_BATCH: 16
+  SAVED_SIZE: chip
 """
 """Every key that the released programs lack, with its default."""
 

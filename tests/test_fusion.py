@@ -66,4 +66,7 @@ def test_the_configuration_names_folders_and_number(images, tmp_path):
     changes = {"DATASETS__QUERY_ADD_DIR": query, "DATASETS__GALLERY_ADD_DIR": gallery, "TEST__FUSION_SAMPLES": 1}
     found = build_samples(tiny_cfg(**changes), images)
     assert found.per_image == 1
+    assert not any(chip.measured for own in found.chips for chip in own)
+    released = build_samples(tiny_cfg(**changes, TEST__GENERATED_SIZE="file"), images)
+    assert all(chip.measured for own in released.chips for chip in own)
     assert [own[0].path.parent.name for own in found.chips] == ["q", "q", "g"]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from datasets import generated
-from datasets.chips import read_chip
+from datasets.chips import read_chip, read_generated
 from datasets.generated import MANIFEST, SamplingRun, is_written, open_store, read_samples, sample_of, write_sample
 from datasets.records import Chip, Modality, Split
 from datasets.sar import render_percentile
@@ -285,8 +285,27 @@ def test_a_full_disk_leaves_what_was_written_whole(store, chips, monkeypatch):
 
 def test_a_picture_of_another_size_is_not_written(store, chips):
     open_store(store, RUN, sources_of(chips[:2], "query"), config={})
-    with pytest.raises(ValueError, match=r"not its source's"):
+    with pytest.raises(ValueError, match=r"not its source's or its run's"):
         write_sample(sample_of(sources_of(chips, "query")[0], 0, store, RUN), np.zeros((256, 256, 3), np.uint8))
+
+
+def test_a_run_may_save_every_picture_in_one_size(tmp_path, chips):
+    run = replace(RUN, model={**RUN.model, "SAVED_SIZE": [32, 16]})
+    sources = sources_of(chips[:2], "query")
+    open_store(tmp_path / "one", run, sources, config={})
+    for source in sources:
+        for k in range(2):
+            with pytest.raises(ValueError, match="not its source's or its run's"):
+                write_sample(sample_of(source, k, tmp_path / "one", run), np.zeros((*source.size[::-1], 3), np.uint8))
+            write_sample(sample_of(source, k, tmp_path / "one", run), np.full((16, 32, 3), 7, np.uint8))
+    found, told = read_samples(tmp_path / "one", split=Split.QUERY, sources=sources)
+    assert told == run
+    for source in sources:
+        for sample in found[source.path]:
+            assert (sample.size, sample.saved, sample.source) == (source.size, (32, 16), source)
+            assert read_generated(sample).shape == (16, 32, 3)
+    with pytest.raises(DataError, match=r"has another size than its manifest tells; make this sample again"):
+        read_generated(replace(sample, saved=(16, 32)))
 
 
 def write_layout(folder, names):

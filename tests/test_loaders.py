@@ -162,6 +162,17 @@ def test_generated_pictures_have_modality_sar_and_the_size_of_their_source(data,
     torch.testing.assert_close(batch.images[1], expected, rtol=0, atol=0)  # read as RGB, not stretched again
 
 
+def test_a_generated_picture_that_is_measured_has_the_triple_of_its_own_file(data, tmp_path):
+    source = next(record for record in data.images if record.modality is Modality.OPTICAL)
+    path = tmp_path / f"{source.path.stem}_0.png"
+    Image.fromarray(optical_pixels(0, height=256, width=256)).save(path)
+    sample = replace(sample_of(source, path), measured=True)
+    batch = next(iter(build_test_loader(make_cfg(), [source, sample])))
+    expected = [size_triple(24, 60, Modality.OPTICAL), size_triple(256, 256, Modality.SAR)]
+    torch.testing.assert_close(batch.sizes, torch.tensor(np.stack(expected)).float(), rtol=0, atol=0)
+    assert batch.modalities.tolist() == [Modality.OPTICAL, Modality.SAR]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_chip_ends_loading_with_one_sentence(tmp_path, workers):
     data = read_hoss(write_hoss(tmp_path))

@@ -62,7 +62,7 @@ def build_rows(cfg, extractor: Extractor, data: HossData, spare: SampleSet, stor
     views, _ = extractor.samples(spare, description="features of spare views")
     rows: dict[str, Row] = {PLAIN: (features, (), None)}
     if store:
-        found = find_samples(data.images, query_dir=store, gallery_dir=store)
+        found = find_samples(data.images, query_dir=store, gallery_dir=store, measured=cfg.TEST.GENERATED_SIZE == "file")
         rows[FUSED] = (features, found.sources, extractor.samples(found, description="features of samples")[0])
     if kinds:
         known = extractor.features(training, description="features of training ships")

@@ -8,6 +8,7 @@ With DATASETS.VAL_FRACTION the choice is made on the validation ships of the tra
 import argparse
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,14 @@ Found = list[tuple[str, SampleSet]]
 """Folders and the samples that they hold."""
 
 
-def find_stores(data: HossData, folders: Sequence[tuple[str, str]]) -> Found:
+def build_stores(cfg, data: HossData, folders: Sequence[tuple[str, str]]) -> Found:
     """Folder and samples of each pair of folders (of the queries, of the gallery).
 
     Raises:
         DataError: see `processor.fusion.find_samples`.
     """
-    return [(query or gallery, find_samples(data.images, query_dir=query, gallery_dir=gallery)) for query, gallery in folders]
+    find = partial(find_samples, data.images, measured=cfg.TEST.GENERATED_SIZE == "file")
+    return [(query or gallery, find(query_dir=query, gallery_dir=gallery)) for query, gallery in folders]
 
 
 def build_choosing(cfg, folders: Sequence[tuple[str, str]], digest: str) -> tuple[HossData, Found, str]:
@@ -68,11 +70,11 @@ def build_choosing(cfg, folders: Sequence[tuple[str, str]], digest: str) -> tupl
     else:
         data = build_validation_data(cfg)
         if all(any(_holds_samples(folder, data) for folder in pair) for pair in folders):
-            return data, find_stores(data, folders), _validation_sentence(cfg, digest)
+            return data, build_stores(cfg, data, folders), _validation_sentence(cfg, digest)
         reason = "the folders hold no sample of a validation ship"
     data = read_hoss(cfg.DATASETS.ROOT_DIR, train=False)
     told = f"chosen on the test split, so its figures flatter the choice ({reason})"
-    return data, find_stores(data, folders), told
+    return data, build_stores(cfg, data, folders), told
 
 
 def _holds_samples(folder: str, data: HossData) -> bool:
