@@ -2,8 +2,8 @@
 
 A store holds `manifest.json` and, for sample k of each source chip, an 8-bit PNG `<source stem>_<k>.png` of the chip's own
 size, or of the one size that its run saves. Every PNG carries the manifest's run and its own name, so that a picture of another
-run or source is found out when it is read. The manifest is written before the pictures, each of which appears whole or not at all: a run that stopped goes on with
-the rest.
+run or source is found out when it is read. The manifest is written before the pictures, each of which appears whole or not at
+all: a run that stopped goes on with the rest.
 """
 
 import hashlib
