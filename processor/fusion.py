@@ -3,7 +3,7 @@
 Legend: I test images, S of them with samples, K samples of each, D feature width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -112,9 +112,7 @@ def find_samples(
         found |= samples
         counts[folder] = len(samples[sources[0].path])
         steps.append(run.steps if run else None)
-    if len(set(counts.values())) > 1:
-        told = " and ".join(f"{count} samples of an image in {folder}" for folder, count in counts.items())
-        raise DataError(f"there are {told}; both sides need the same number")
+    _refuse_unequal(counts)
     if not found:
         raise DataError(f"no optical image is on the side of {query_dir or gallery_dir}; nothing can be fused")
     folder, per_image = next(iter(counts.items()))
@@ -123,11 +121,18 @@ def find_samples(
     return SampleSet(
         images=tuple(found[chip.path][0].source if chip.path in found else chip for chip in images),
         sources=tuple(index for index, chip in enumerate(images) if chip.path in found),
-        chips=tuple(
-            tuple(replace(sample, measured=measured) for sample in found[chip.path][: count or None])
-            for chip in images
-            if chip.path in found
-        ),
+        chips=tuple(_first(found[chip.path], count, measured) for chip in images if chip.path in found),
         per_image=count or per_image,
         steps=tuple(dict.fromkeys(steps)),
     )
+
+
+def _refuse_unequal(counts: Mapping[str, int]) -> None:
+    if len(set(counts.values())) > 1:
+        told = " and ".join(f"{count} samples of an image in {folder}" for folder, count in counts.items())
+        raise DataError(f"there are {told}; both sides need the same number")
+
+
+def _first(samples: Sequence[Chip], count: int, measured: bool) -> tuple[Chip, ...]:
+    """The first `count` samples, or all for 0, each measured itself or not."""
+    return tuple(replace(sample, measured=measured) for sample in samples[: count or None])
