@@ -104,8 +104,7 @@ def find_samples(
     counts: dict[str, int] = {}
     steps: list[int | None] = []
     for split in dict.fromkeys(chip.split for chip in optical):
-        folder = query_dir if split.side == "query" else gallery_dir
-        if not folder:
+        if not (folder := query_dir if split.side == "query" else gallery_dir):
             continue
         sources, others = ([chip for chip in optical if (chip.split == split) is own] for own in (True, False))
         samples, run = read_samples(folder, split=split, sources=sources, elsewhere=others)
