@@ -52,10 +52,14 @@ UNUSED = {
     r"decoder|mask_token": "for masked pre-training only",
     r"dist_token": "distillation token, which the model lacks",
     r"reg_token": "register tokens, which the model lacks",
+    r"sie_embed": "an embedding of cameras (TransReID), which the model lacks",
     r"norm_pre\.": "a norm before the blocks, which the model lacks",
     r"fc_norm\.": "the norm of a mean over patches; the feature here is the class token",
 }
 """Start of a backbone tensor's name -> why it is skipped."""
+
+BRANCH_NAME = re.compile(r"b([12])\.([01])\.(.+)")
+"""Matches tensors of TransReID's two branches (JPM): the branch, 0 a block or 1 the norm behind it, and the name in that."""
 
 OTHER_ATTENTION = re.compile(r"blocks\.\d+\.attn\.(q_norm|k_norm|relative_position|rel_pos)")
 """Tensors of an attention that computes something else than TransOSS's."""
@@ -118,9 +122,22 @@ class Contents:
 
     @property
     def is_transoss(self) -> bool:
-        """Whether the file is of TransOSS's family: a SAR stem, a modality embedding, or a model around the backbone."""
+        """Whether the file is of TransOSS's family: a SAR stem, a modality embedding or a size token."""
         own = ("patch_embed_SAR.", "mie_embed", "wh_embed.", *SPECIFIC_TOKENS)
-        return bool(self.rest) or any(name.startswith(own) for name in self.backbone)
+        return any(name.startswith(own) for name in self.backbone)
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether the last block stands in two branches, `b1` and `b2` (TransReID's JPM); `backbone` has that of `b1`."""
+        outer = outer_prefix(self.prefix)
+        return self.network == TRANSFORMER and any(BRANCH_NAME.match(name.removeprefix(outer)) for name in self.tensors)
+
+    @property
+    def is_transreid(self) -> bool:
+        """Whether the file is of a re-identification model with one stem for all pictures, as TransReID's are."""
+        if self.network != TRANSFORMER or self.is_transoss:
+            return False
+        return bool(self.rest) or self.has_branches or f"{self.prefix}sie_embed" in self.tensors
 
     @property
     def is_disentangled(self) -> bool:
@@ -152,12 +169,12 @@ class Contents:
     def position_prefix(self, grid: tuple[int, int] | None = None) -> int:
         """How many entries of the file's position embedding belong to no patch.
 
-        Programs differ in whether the class, distillation and register tokens have a position. TransOSS's class token does, and
-        both of SDF-Net's do. For others: whichever leaves as many patches as `grid` has, or else a square.
+        Programs differ in whether the class, distillation and register tokens have a position. TransOSS's and TransReID's class
+        token does, and both of SDF-Net's do. For others: whichever leaves as many patches as `grid` has, or else a square.
         """
         count = self.backbone["pos_embed"].shape[1]
         class_tokens = int("cls_token" in self.backbone)
-        if self.is_transoss:
+        if self.is_transoss or self.is_transreid:
             return class_tokens + self.is_disentangled
         every = class_tokens + sum(self.extra_tokens)
         without_registers = class_tokens + sum(n for n in self.extra_tokens if n == 1)
@@ -206,7 +223,7 @@ def contents_of(content: Any) -> Contents:
     network, prefix = _find_network(tensors)
     if network not in LACKING:
         return Contents(network, tensors, epoch)
-    outer = re.sub(r"[^.]+\.$", "", prefix)
+    outer = outer_prefix(prefix)
     backbone: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}
@@ -227,9 +244,38 @@ def contents_of(content: Any) -> Contents:
             skipped[name] = reason
         else:
             backbone[short] = value
+    _take_branch(tensors, prefix, backbone, skipped)
     fault = _fault_of(network, backbone)
     folded = _fold_layer_scale(backbone)
     return Contents(network, tensors, epoch, prefix, backbone, rest, skipped, folded, tuple(extra.values()), fault)
+
+
+def outer_prefix(prefix: str) -> str:
+    """What stands before the names of a model around a backbone whose names begin with `prefix`."""
+    return re.sub(r"[^.]+\.$", "", prefix)
+
+
+def _take_branch(tensors: Mapping[str, Tensor], prefix: str, backbone: dict[str, Tensor], skipped: dict[str, str]) -> None:
+    """Take the last block and the norm of TransReID's first branch into the backbone, in place.
+
+    With JPM (He et al. 2021, "TransReID", section 3.2) the backbone's own last block and norm are never run: the feature of
+    the class token is that of `b1`; `b2` sees shuffled groups of patches.
+    """
+    numbers = [int(name.split(".")[1]) for name in backbone if re.match(r"blocks\.\d+\.", name)]
+    for name, value in tensors.items():
+        match = BRANCH_NAME.fullmatch(name.removeprefix(outer_prefix(prefix)))
+        if not match or not numbers:
+            continue
+        branch, place, part = match.groups()
+        backbone.pop(name, None)  # where nothing stands before the backbone's names
+        if branch == "2":
+            skipped[name] = "a branch of patches (TransReID's JPM), which the model lacks"
+            continue
+        own = f"norm.{part}" if place == "1" else f"blocks.{max(numbers)}.{part}"
+        backbone[own] = value
+        skipped.pop(name, None)
+        if prefix + own in tensors:
+            skipped[prefix + own] = "never run: b1 stands in its place (TransReID's JPM)"
 
 
 def _find_network(tensors: Mapping[str, Tensor]) -> tuple[str, str]:

@@ -135,6 +135,56 @@ def test_a_training_state(tmp_path: Path) -> None:
     assert path == load_cfg(lines_to("resume", path, tmp_path)).SOLVER.RESUME
 
 
+def transreid_tensors(*, branches: bool, prefix: str = "") -> dict[str, Tensor]:
+    """As TransReID writes them: one stem, cameras, necks; with JPM the last block and norm twice more, with other values."""
+    own = ("base.patch_embed_SAR", "base.mie_embed", "base.wh_embed", "logit_scale")
+    tensors = {name: value for name, value in model_tensors().items() if not name.startswith(own)}
+    tensors["base.sie_embed"] = torch.zeros(6, 1, 192)
+    if branches:
+        for name in [name for name in tensors if name.startswith(("base.blocks.1.", "base.norm."))]:
+            part = name.replace("base.blocks.1.", "0.").replace("base.norm.", "1.")
+            tensors |= {f"b1.{part}": tensors[name] + 1, f"b2.{part}": tensors[name] + 2}
+        tensors["bottleneck_1.weight"] = torch.ones(192)
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("branches", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_transreid_is_never_called_transoss(tmp_path: Path, branches: bool, prefix: str) -> None:
+    tensors = transreid_tensors(branches=branches)
+    path = write(tmp_path / "transformer_120.pth", transreid_tensors(branches=branches, prefix=prefix))
+    contents = read_contents(path)
+    kind = kind_of(contents)
+    assert "TransReID" in kind and ("JPM: b1 is its last block and norm" in kind) == branches
+    assert "TransOSS" not in kind and not contents.is_transoss
+    assert facts(contents)["identities"] == "9"
+    assert list(uses(path)) == ["start training from it"]
+    cfg = load_cfg(lines_to("start", path, tmp_path))
+    built = build_model(cfg)
+    report = load_pretrained(path, built, choice=cfg.MODEL.PRETRAIN_CHOICE)
+    last = "b1.0." if branches else "base.blocks.1."
+    assert torch.equal(built.base.blocks[1].attn.qkv.weight, tensors[f"{last}attn.qkv.weight"])
+    assert torch.equal(built.base.norm.weight, tensors["b1.1.weight" if branches else "base.norm.weight"])
+    assert torch.equal(built.base.blocks[0].mlp.fc1.weight, tensors["base.blocks.0.mlp.fc1.weight"])
+    assert torch.equal(built.base.patch_embed_SAR.proj.weight, tensors["base.patch_embed.proj.weight"])
+    assert report.names("missing") == [] and "patch_embed_SAR.proj.weight" in report.names("copied")
+    reasons = {entry.name: entry.why for entry in report.entries if entry.state == "skipped"}
+    assert "embedding of cameras" in reasons["base.sie_embed"]
+    if branches:
+        assert reasons["b2.0.norm1.weight"].startswith("a branch of patches")
+        assert reasons["base.blocks.1.norm1.weight"] == reasons["base.norm.bias"] != ""
+        assert "b1 stands in its place" in reasons["base.norm.bias"]
+
+
+def test_a_small_grid_of_transreid_is_not_taken_for_a_square(tmp_path: Path) -> None:
+    """24 patches and the class token are 25 positions, which a bare backbone's would be read as 5 x 5 patches."""
+    own = ("base.patch_embed_SAR", "base.mie_embed", "base.wh_embed")
+    tensors = {name: value for name, value in model_tensors(img_size=(96, 64)).items() if not name.startswith(own)}
+    contents = read_contents(write(tmp_path / "w.pth", tensors))
+    assert contents.position_prefix() == 1
+    assert contents.is_transreid and not contents.has_branches
+
+
 def test_the_output_of_pretraining_can_start_but_not_be_tested(tmp_path: Path) -> None:
     tensors = {name.removeprefix("base."): value for name, value in model_tensors().items() if name.startswith("base.")}
     path = write(tmp_path / "pre.pth", tensors)

@@ -71,6 +71,9 @@ def kind_of(contents: Contents) -> str:
         kind = "a re-identification model in the released layout (TransOSS and MOS share it)"
     elif contents.is_transoss:
         kind = "a TransOSS backbone, without a neck"
+    elif contents.is_transreid:
+        branch = ", with JPM: b1 is its last block and norm" if contents.has_branches else ""
+        kind = f"a re-identification model with one stem for all pictures, as TransReID's are{branch}"
     else:
         kind = "a Vision Transformer for ordinary pictures"
     return kind if contents.epoch is None else f"a training state after epoch {contents.epoch}, with {kind}"
@@ -190,7 +193,8 @@ def list_uses(path: str, contents: Contents, settings: Mapping[str, Any] | None)
         test = {"WEIGHT": path, **({"NECK_FEAT": "after"} if contents.is_disentangled else {})}
         uses["test it"] = yaml_lines({**settings, "TEST": test})
     if settings:
-        start = {"PRETRAIN_CHOICE": "clip" if contents.rest else "imagenet", "PRETRAIN_PATH": path}
+        whole = contents.rest and not contents.is_transreid  # whose neck is that of another feature
+        start = {"PRETRAIN_CHOICE": "clip" if whole else "imagenet", "PRETRAIN_PATH": path}
         uses["start training from it"] = yaml_lines({**settings, "MODEL": {**settings["MODEL"], **start}})
     return uses
 
