@@ -43,7 +43,7 @@ TRAINING = [
     ({"SOLVER__COSINE_SCALE": 10}, ARCFACE),
     ({"SOLVER__COSINE_MARGIN": 0.1}, ARCFACE),
     ({"MODEL__ID_LOSS_WEIGHT": 2.0}, {}),
-    ({"MODEL__IF_LABELSMOOTH": "on"}, {}),
+    ({"MODEL__IF_LABELSMOOTH": "on"}, ARCFACE),
     (MARGIN, {}),
     ({"SOLVER__MARGIN": 0.9}, MARGIN),
     ({"MODEL__TRIPLET_LOSS_WEIGHT": 0.0}, {}),
@@ -81,7 +81,7 @@ TRAINING = [
     ({"DATALOADER__SAMPLER": "softmax"}, {}),
     ({"DATALOADER__NUM_INSTANCE": 2}, {}),
     (SGD, {}),
-    ({"SOLVER__OPTIMIZER_NAME": "Adam"}, {}),
+    ({"SOLVER__OPTIMIZER_NAME": "Adam"}, {"SOLVER__WEIGHT_DECAY": 0.5}),
     ({"SOLVER__MOMENTUM": 0.0}, SGD),
     ({"SOLVER__WEIGHT_DECAY": 0.5}, {}),
     ({"SOLVER__WEIGHT_DECAY_BIAS": 0.5}, {}),
@@ -100,6 +100,10 @@ HARDER = lambda off, on: (on["identity"] > 2 * off["identity"] > 2.7, True)  # n
 
 FIRST_STEP = {
     "ID_LOSS_WEIGHT=2.0": lambda off, on: (on["loss"], off["loss"] + off["identity"]),
+    # A tenth of the target goes to the mean over all ships, which a margin on the true one makes less hard than that one.
+    "IF_LABELSMOOTH=on": lambda off, on: (0.9 * off["identity"] < on["identity"] < off["identity"], True),
+    # Features behind a LayerNorm have a length of sqrt(D): a mean square of gaps over D is the square of a normalised gap.
+    "MODALITY_LOSS_TYPE=global": lambda off, on: (0.8 < on["alignment"] / off["alignment"] ** 2 < 1.2, True),
     "MARGIN=0.9": lambda off, on: (on["triplet"], off["triplet"] + 0.6),
     "TRIPLET_LOSS_WEIGHT=0.0": lambda off, on: (on["loss"], off["identity"] + 2 * off["alignment"]),
     "CENTER_LOSS_WEIGHT=0.1": lambda off, on: (on["loss"], off["loss"] + (0.1 - 0.0005) * off["center"]),
@@ -124,6 +128,9 @@ FIRST_STEP = {
 LEARNED = {
     "ID_LOSS_TYPE=amsoftmax": lambda off, on: (on["model.classifier.W"].shape, off["model.classifier.weight"].t().shape),
     "IF_WITH_CENTER=yes": lambda off, on: (on["criterion.centers"].shape, (4, 24)),
+    "CENTER_LR=5.0": lambda off, on: (on["criterion.centers"].norm() > 5 * off["criterion.centers"].norm(), True),
+    "OPTIMIZER_NAME=SGD": lambda off, on: (on[BIAS].norm() > 2 * off[BIAS].norm(), True),  # by gradients, not by rates
+    "OPTIMIZER_NAME=Adam": lambda off, on: (on[QKV].norm() < 0.99 * off[QKV].norm(), True),  # decay is part of the gradient
     "NECK=no": lambda off, on: (any("bottleneck" in name for name in on), False),
     "STRIDE_SIZE=[8,8]": lambda off, on: (on["model.base.pos_embed"].shape, (1, 1 + 3 * 3, 24)),
     "DISENTANGLE=True": lambda off, on: (on["model.base.pos_embed"].shape, (1, 2 + 2 * 2, 24)),
