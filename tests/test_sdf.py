@@ -1,5 +1,6 @@
 """SDF-Net: its parts by hand, what its released program does wrong and this one does not, and its weights files."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import tools.inspect_weights as inspection
+import train
 import train_pair
 from configs import load_cfg
 from datasets.transforms import augment, jitter_colours
@@ -23,9 +25,10 @@ from model.pretrained import fit_backbone, load_pretrained, load_weights, resize
 from model.reid import ReIDModel
 from model.transoss import TransOSS
 from processor.extraction import extract_features
-from tests.chip_files import optical_pixels
+from tests.chip_files import optical_pixels, write_hoss
 from tests.commands import call, settings, tiny_cfg
 from tests.golden import FOLDER
+from tools import fuse_results, rank
 from tools.convert_weights import convert, to_released
 from utils.checkpoint import load_state_dict, save
 from utils.device import Precision
@@ -434,3 +437,38 @@ def test_shipped_files_build_the_model(name):
     with torch.device("meta"):
         model = build_model(cfg, 361)
     assert model.base.pos_embed.shape == (1, 130, 768)
+
+
+def test_it_trains_keeps_the_best_weights_alone_and_ranks_in_an_ensemble_with_mos(tmp_path):
+    """The commands of docs/sdf_net.md, on a tiny network."""
+    data, configs = write_hoss(tmp_path / "data", train_ships=4, test_ships=4), Path(__file__).parent.parent / "configs"
+    common = {"DATASETS__ROOT_DIR": data, "SOLVER__MAX_EPOCHS": 2, "SOLVER__EVAL_PERIOD": 1, "MODEL__STRUCT_LAYER_INDEX": 2}
+    changes = settings(**common)
+    without_switches = [
+        part
+        for name, value in zip(changes[::2], changes[1::2], strict=True)
+        if name not in ("MODEL.MODALITY_LOSS_WEIGHT", "SOLVER.CHECKPOINT_PERIOD", "TEST.NECK_FEAT")
+        for part in (name, value)
+    ]
+    rankings = []
+    for config in ("hoss_transoss", "mos_sdf"):
+        call_with = ("--config_file", configs / f"{config}.yml")
+        folder = tmp_path / config
+        ended = call(train.main, *call_with, *without_switches, "OUTPUT_DIR", folder)
+        assert ended.status == 0, ended.err
+        if config == "mos_sdf":
+            best = {f"best_model_{metric}.{suffix}" for metric in ("mAP", "rank1") for suffix in ("pth", "json")}
+            assert {path.name for path in folder.glob("*.pth")} | {path.name for path in folder.glob("best*")} == best | {
+                "last.pth"
+            }
+            logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            assert {"identity", "triplet", "alignment", "orthogonality", "structure"} <= logged[0].keys()
+        folders = [data / "HOSS" / name for name in ("query", "bounding_box_test")]
+        where = ("--query", folders[0], "--gallery", folders[1], "--output", folder / "rank")
+        weights = folder / "best_model_mAP.pth"
+        ended = call(rank.main, *call_with, "--weights", weights, *where, *without_switches)
+        assert ended.status == 0, ended.err
+        rankings.append(folder / "rank" / "ranking.csv")
+    ended = call(fuse_results.main, *rankings, "--output", tmp_path / "both")
+    assert ended.status == 0, ended.err
+    assert f"queries fused from 2 files: {tmp_path / 'both'}" in ended.out
