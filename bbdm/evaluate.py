@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from bbdm import measures
-from bbdm.data import build_bridge_pairs, build_validation_loader
+from bbdm.data import build_bridge_pairs, build_validation_loader, to_picture
 from bbdm.drawing import build_batch_size, build_sampling_model, draw
 from bbdm.embedding import train_embedding
 from bbdm.model import build_sampler_settings
+from bbdm.quality import measure_quality, read_inception, read_lpips
 from configs.command import config_parser, open_command
 from datasets.pairs import Pair, PairLists
 from processor.ranking.intervals import MEASURE_METHOD, METHOD, Interval, mean_interval, measure_interval
@@ -28,8 +30,8 @@ logger = logging.getLogger(__name__)
 NEEDS = {"BBDM.WEIGHT": "the checkpoint of a bridge"}
 """Keys that a comparison cannot do without."""
 
-LOWER_IS_BETTER = ("L1", "histogram", "contrast", "spectrum", "features", "rank")
-HIGHER_IS_BETTER = ("SSIM", "diversity", "top1")
+LOWER_IS_BETTER = ("L1", "histogram", "contrast", "spectrum", "features", "rank", "Frechet", "LPIPS")
+HIGHER_IS_BETTER = ("SSIM", "diversity", "deviation", "top1")
 LOWEST = {"SSIM": -1.0, "rank": 1.0}
 """Least value of a measure, where that is not 0."""
 
@@ -77,7 +79,7 @@ def compare(samples: Tensor, real: Tensor, places: Sequence[str], embed: Callabl
 def verdict(figures: Figures) -> list[str]:
     """Sentences that say where the generated pictures do not beat both baselines."""
     lost = []
-    for name in (*LOWER_IS_BETTER, "SSIM", "top1"):
+    for name in [name for name in (*LOWER_IS_BETTER, "SSIM", "top1") if name in figures["generated"]]:
         sign = 1 if name in LOWER_IS_BETTER else -1
         better = [
             base
@@ -107,14 +109,38 @@ def build_comparison(cfg, device: torch.device, *, embed: Callable[[Tensor], Ten
     count, batch_size = cfg.BBDM.SAMPLE_NUM, build_batch_size(cfg, device)
     jobs = [(pair.optical.path.name, k) for pair in pairs.validation for k in range(count)]
     drawn = draw(model, jobs, lambda job: held_out[job // count, 0], settings, seed=cfg.SOLVER.SEED, batch_size=batch_size)
-    samples = torch.stack([measures.to_grey(picture) for picture in drawn]).unflatten(0, (-1, count))
+    drawn = torch.stack(list(drawn)).unflatten(0, (-1, count))
     optical, real = measures.to_grey(held_out[:, 0]), measures.to_grey(held_out[:, 1])
     known = measures.to_grey(train[:, 1])
     embed = embed or train_embedding(known, seed=cfg.SOLVER.SEED)
     mean_picture = known.mean(dim=0).expand_as(real)
-    methods = {"generated": samples, "grey optical": optical[:, None], "mean SAR": mean_picture[:, None]}
+    methods = {"generated": measures.to_grey(drawn), "grey optical": optical[:, None], "mean SAR": mean_picture[:, None]}
     places = [pair.place for pair in pairs.validation]
-    return {name: compare(pictures, real, places, embed) for name, pictures in methods.items()}
+    quality = build_quality(cfg, device, embed)
+    saved = {
+        name: _as_saved(pictures[:, :, None].mul(2).sub(1).expand(-1, -1, 3, -1, -1)) for name, pictures in methods.items()
+    }
+    saved["generated"], saved_real = _as_saved(drawn), _as_saved(held_out[:, 1])
+    return {
+        name: compare(pictures, real, places, embed) | quality(saved[name], saved_real, places)
+        for name, pictures in methods.items()
+    }
+
+
+def build_quality(cfg, device: torch.device, embed: Callable[[Tensor], Tensor]) -> Callable[..., dict[str, Interval]]:
+    """FID by BBDM.FID_WEIGHTS, or else a Frechet distance in the space of `embed`; LPIPS by BBDM.LPIPS_WEIGHTS, if any."""
+
+    def own_features(pictures: Tensor) -> Tensor:
+        return embed(pictures.float().mean(dim=1) / 255)
+
+    fid, lpips = cfg.BBDM.FID_WEIGHTS, cfg.BBDM.LPIPS_WEIGHTS
+    features = read_inception(fid, device) if fid else own_features
+    return partial(measure_quality, features=features, perceive=read_lpips(lpips, device) if lpips else None)
+
+
+def _as_saved(pictures: Tensor) -> Tensor:
+    """(..., 3, H, W) in [-1, 1] -> the same in uint8, as a file would hold it."""
+    return torch.from_numpy(to_picture(pictures)).movedim(-1, -3)
 
 
 def build_pictures(cfg, pairs: Sequence[Pair]) -> Tensor:
@@ -140,6 +166,10 @@ def build_report(cfg, figures: Figures, *, features: str) -> dict[str, Any]:
         "sampler": asdict(build_sampler_settings(cfg)),
         "samples_per_image": cfg.BBDM.SAMPLE_NUM,
         "features": features,
+        "networks": {
+            "Frechet": f"FID, Inception v3 of {cfg.BBDM.FID_WEIGHTS}" if cfg.BBDM.FID_WEIGHTS else features,
+            "LPIPS": cfg.BBDM.LPIPS_WEIGHTS or "none; BBDM.LPIPS_WEIGHTS names one",
+        },
         "interval": f"95 %, over places: {MEASURE_METHOD}; of top1: {METHOD}",
         "figures": {name: {key: _ends(interval) for key, interval in values.items()} for name, values in figures.items()},
         "verdict": verdict(figures),
@@ -159,8 +189,12 @@ def publish(report: Mapping[str, Any], folder: Path) -> None:
 
     figures = report["figures"]
     signs = {**dict.fromkeys(LOWER_IS_BETTER, "-"), **dict.fromkeys(HIGHER_IS_BETTER, "+")}
-    rows = [[f"{key} {sign}", *(cell(values[key]) for values in figures.values())] for key, sign in signs.items()]
-    logger.info("%s\n(-: lower is better, +: higher; features: %s)", table(["", *figures], rows), report["features"])
+    known = {key: sign for key, sign in signs.items() if all(key in values for values in figures.values())}
+    rows = [[f"{key} {sign}", *(cell(values[key]) for values in figures.values())] for key, sign in known.items()]
+    networks = "; ".join(
+        f"{name}: {network}" for name, network in {"features": report["features"], **report["networks"]}.items()
+    )
+    logger.info("%s\n(-: lower is better, +: higher; %s)", table(["", *figures], rows), networks)
     for sentence in report["verdict"]:
         logger.info("%s", sentence)
     write_json(folder / "evaluation.json", report)

@@ -229,6 +229,9 @@ TABLE = (
     new("BBDM.GREY", False, "True: a sample's three bands become their mean, as a real SAR picture's are equal"),
     new("BBDM.SAVED_SIZE", "chip", "of a sample: its chip's; 'picture': IMAGE_SIZE, as released", choices=("chip", "picture")),
     new("BBDM.SAMPLE_BATCH", 16, "samples that go through a GPU together", low=1),
+    # Evaluation
+    new("BBDM.FID_WEIGHTS", "", "torch-fidelity's Inception v3; '': a Frechet distance in the evaluation's feature space"),
+    new("BBDM.LPIPS_WEIGHTS", "", "torchvision's AlexNet or VGG-16; '': no LPIPS"),
     released("OUTPUT_DIR", "", "the folder that a run writes to"),
 )
 

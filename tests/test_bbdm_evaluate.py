@@ -203,13 +203,17 @@ def test_a_report_tells_what_the_figures_depend_on(tmp_path):
     assert report["weights"] == {"path": str(tmp_path / "w.pth"), "sha256": hashlib.sha256(b"weights").hexdigest()}
     assert (report["samples_per_image"], report["sampler"]["steps"], report["sampler"]["name"]) == (4, 6, "few_step")
     assert report["verdict"][0] == "L1: generated pictures do not beat mean SAR", "a draw is no victory"
-    assert len(report["verdict"]) == 8
+    assert len(report["verdict"]) == 10
+    assert report["networks"] == {"Frechet": "none", "LPIPS": "none; BBDM.LPIPS_WEIGHTS names one"}
+    named = load_cfg(None, [*words, "BBDM.FID_WEIGHTS", "inception.pth", "BBDM.LPIPS_WEIGHTS", "alexnet.pth"])
+    networks = evaluate.build_report(named, {"generated": row, "mean SAR": row}, features="none")["networks"]
+    assert networks == {"Frechet": "FID, Inception v3 of inception.pth", "LPIPS": "alexnet.pth"}
     assert report["features"] == "none"
 
 
 def test_what_is_better_high_and_what_low():
-    assert evaluate.LOWER_IS_BETTER == ("L1", "histogram", "contrast", "spectrum", "features", "rank")
-    assert evaluate.HIGHER_IS_BETTER == ("SSIM", "diversity", "top1")
+    assert evaluate.LOWER_IS_BETTER == ("L1", "histogram", "contrast", "spectrum", "features", "rank", "Frechet", "LPIPS")
+    assert evaluate.HIGHER_IS_BETTER == ("SSIM", "diversity", "deviation", "top1")
 
 
 def test_the_table_and_the_file_hold_the_intervals(tmp_path, caplog):
@@ -322,7 +326,9 @@ def test_evaluation_writes_every_figure(data, tmp_path, monkeypatch):
     evaluate.main(arguments(data, tmp_path / "out", **{"BBDM.WEIGHT": tmp_path / "bridge_2.pth"}))
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
     assert set(content["figures"]) == {"generated", "grey optical", "mean SAR"}
-    assert set(content["figures"]["generated"]) == {*evaluate.LOWER_IS_BETTER, *evaluate.HIGHER_IS_BETTER}
+    assert set(content["figures"]["generated"]) == {*evaluate.LOWER_IS_BETTER, *evaluate.HIGHER_IS_BETTER} - {"LPIPS"}
+    assert content["networks"]["Frechet"] == content["features"]
+    assert content["figures"]["generated"]["Frechet"]["high"] is None
     assert content["figures"]["grey optical"]["diversity"]["mean"] == 0.0
     assert content["verdict"]
 
@@ -340,8 +346,11 @@ def test_what_is_compared_is_read_and_drawn_as_the_keys_say(data, tmp_path, monk
         return [torch.full((3, 16, 16), place / 10) for place in range(len(jobs))]
 
     monkeypatch.setattr(evaluate, "draw", draw)
-    monkeypatch.setattr(evaluate, "compare", lambda samples, real, places, embed: compared.append((samples, real, places)))
-    embedded = []
+    monkeypatch.setattr(
+        evaluate, "compare", lambda samples, real, places, embed: compared.append((samples, real, places)) or {}
+    )
+    judged, embedded = [], []
+    monkeypatch.setattr(evaluate, "build_quality", lambda *_: lambda *pictures: judged.append(pictures) or {})
     monkeypatch.setattr(evaluate, "train_embedding", lambda pictures, seed: embedded.append((pictures, seed)))
     figures = evaluate.build_comparison(cfg, torch.device("cpu"))
     assert told["jobs"] == [(f"{place}_0.png", k) for place in (2, 5) for k in range(3)]
@@ -362,6 +371,12 @@ def test_what_is_compared_is_read_and_drawn_as_the_keys_say(data, tmp_path, monk
     torch.testing.assert_close(optical[:, 0], torch.stack([grey["opt"][2], grey["opt"][5]]))
     known = torch.stack([grey["sar"][place] for place in (0, 1, 3, 4)])
     torch.testing.assert_close(mean[:, 0], known.mean(dim=0).expand(2, 16, 16))
+    saved = [[samples.shape, samples.flatten(1)[:, 0].tolist(), real.shape, names] for samples, real, names in judged]
+    first = [round((value + 1) * 127.5) for value in (0.0, 0.3)]
+    assert saved[0] == [(2, 3, 3, 16, 16), first, (2, 3, 16, 16), ["2", "5"]]
+    assert [shape for shape, *_ in saved[1:]] == [(2, 1, 3, 16, 16)] * 2
+    assert {samples.dtype for samples, *_ in judged} == {torch.uint8}
+    torch.testing.assert_close(measures.to_grey(judged[1][0][:, 0] / 127.5 - 1), optical[:, 0], atol=3e-3, rtol=0)
     ((pictures, seed),) = embedded
     torch.testing.assert_close(pictures, known)
     assert seed == 5

@@ -111,6 +111,8 @@ BBDM:
   GREY: false
   SAMPLE_BATCH: 16
   SAVED_SIZE: chip
+  FID_WEIGHTS: ''
+  LPIPS_WEIGHTS: ''
 """
 """Every key that the released programs lack, with its default."""
 
