@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.catalogue import read_hoss
-from datasets.loaders import ChipDataset, ChipLoader, build_loader, build_rendering
+from datasets.loaders import ChipDataset, ChipLoader, build_chip_reading, build_loader
 from datasets.pairs import Pair, PairLists, chips_of, pair_ship_views, read_registered_pairs
 from datasets.samplers import shuffle_pairs, take_pairs_in_order
 from datasets.transforms import resize
@@ -101,4 +101,4 @@ def build_dataset(cfg, pairs: Sequence[Pair], *, flip: bool) -> ChipDataset:
     """The chips of pairs; BBDM.CROP cuts registered pairs, whose pictures show the same ground in one size."""
     crop = cfg.BBDM.CROP and all(pair.registered for pair in pairs)
     transform = partial(cut_or_resize, size=tuple(cfg.BBDM.IMAGE_SIZE), crop=crop, flip=flip)
-    return ChipDataset(chips_of(pairs), None, transform, build_rendering(cfg))
+    return ChipDataset(chips_of(pairs), None, transform, build_chip_reading(cfg))

@@ -90,6 +90,7 @@ TABLE = (
         "'percentile': MOS; 'max': TransOSS; others: docs/data.md",
         choices=("percentile", "max", "lee", "nlm", "clahe"),
     ),
+    new("INPUT.SAR_BAND", "auto", "of SAR files of several bands: which, by number or polarisation; docs/data.md"),
     new("INPUT.SAR_LOW_PERCENT", 5.0, "percentile that becomes black", low=0, high=100),
     new("INPUT.SAR_HIGH_PERCENT", 100.0, "percentile that becomes white", low=0, high=100),
     released("DATASETS.NAMES", "HOSS", "no effect", unused="what is read is the folder HOSS of DATASETS.ROOT_DIR"),

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.catalogue import HossData
-from datasets.chips import read_chip, size_triple
+from datasets.chips import ChipReading, read_chip, size_triple
 from datasets.pairs import Pair, chips_of
 from datasets.records import Batch, Chip
 from datasets.samplers import BatchSampler, Draw, draw_identities, shuffle_images, shuffle_pairs, take_in_order
-from datasets.sar import SarRendering, build_sar_rendering
+from datasets.sar import build_sar_rendering
 from datasets.transforms import augment, prepare
 from utils.errors import DataError, UsageError
 
@@ -34,14 +34,14 @@ class ChipDataset(Dataset):
         chips: one for each item.
         labels: of each chip, 0..N-1; None where no ship is learned.
         transform: picture and random generator -> (3, H, W) tensor.
-        render_sar: SAR values -> picture.
+        read: chip -> picture.
     """
 
-    def __init__(self, chips: Sequence[Chip], labels: Sequence[int] | None, transform: Transform, render_sar: SarRendering):
+    def __init__(self, chips: Sequence[Chip], labels: Sequence[int] | None, transform: Transform, read: ChipReading):
         self.chips = chips
         self.labels = labels
         self.transform = transform
-        self.render_sar = render_sar
+        self.read = read
 
     def __len__(self) -> int:
         """Number of chips."""
@@ -51,7 +51,7 @@ class ChipDataset(Dataset):
         """Read one chip: `image` (3, H, W), `size` (3,), `modality`, `label`, `index`; items of a batch go to `collate`."""
         chip = self.chips[draw.index]
         try:
-            picture = read_chip(chip, self.render_sar)
+            picture = self.read(chip)
             image = self.transform(picture, np.random.default_rng(draw.key))
         except DataError as error:
             return error  # `ChipLoader` raises it; raised in a worker, its sentence would be lost in a traceback.
@@ -117,7 +117,7 @@ def build_train_loader(cfg, data: HossData, *, device_type: str = "cpu", rank: i
         batches = draw_identities(labels, instances=cfg.DATALOADER.NUM_INSTANCE, **sharing)
     else:
         batches = shuffle_images(len(labels), **sharing)
-    dataset = ChipDataset(data.train, labels, build_augmentation(cfg), build_rendering(cfg))
+    dataset = ChipDataset(data.train, labels, build_augmentation(cfg), build_chip_reading(cfg))
     return build_loader(cfg, dataset, batches, device_type=device_type)
 
 
@@ -134,7 +134,7 @@ def build_pair_loader(
     if images % 2:
         raise UsageError(f"SOLVER.IMS_PER_BATCH {images} is no whole number of pairs; make it even")
     batches = shuffle_pairs(len(pairs), pairs=images // 2, seed=cfg.SOLVER.SEED, rank=rank, world_size=world_size)
-    dataset = ChipDataset(chips_of(pairs), None, build_augmentation(cfg), build_rendering(cfg))
+    dataset = ChipDataset(chips_of(pairs), None, build_augmentation(cfg), build_chip_reading(cfg))
     return build_loader(cfg, dataset, batches, device_type=device_type)
 
 
@@ -147,12 +147,13 @@ def build_test_loader(
     """
     transform = partial(prepare, size=tuple(cfg.INPUT.SIZE_TEST), mean=cfg.INPUT.PIXEL_MEAN, std=cfg.INPUT.PIXEL_STD)
     batches = take_in_order(len(chips), batch_size=cfg.TEST.IMS_PER_BATCH, rank=rank, world_size=world_size)
-    return build_loader(cfg, ChipDataset(chips, None, transform, build_rendering(cfg)), batches, device_type=device_type)
+    return build_loader(cfg, ChipDataset(chips, None, transform, build_chip_reading(cfg)), batches, device_type=device_type)
 
 
-def build_rendering(cfg) -> SarRendering:
-    """The rendering of INPUT.SAR_*."""
-    return build_sar_rendering(cfg.INPUT.SAR_DENOISE, low=cfg.INPUT.SAR_LOW_PERCENT, high=cfg.INPUT.SAR_HIGH_PERCENT)
+def build_chip_reading(cfg) -> ChipReading:
+    """How chips are read, by INPUT.SAR_*."""
+    render = build_sar_rendering(cfg.INPUT.SAR_DENOISE, low=cfg.INPUT.SAR_LOW_PERCENT, high=cfg.INPUT.SAR_HIGH_PERCENT)
+    return partial(read_chip, render_sar=render, sar_band=cfg.INPUT.SAR_BAND)
 
 
 def build_augmentation(cfg) -> Transform:

@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image
 
 from datasets.catalogue import HossData
-from datasets.chips import read_chip, read_header, read_optical
+from datasets.chips import ChipReading, read_header, read_optical
 from datasets.records import DISTRACTOR, Chip, Modality, Protocol
-from datasets.sar import SarRendering
 from datasets.transforms import resize
 from processor.fusion import SampleSet, find_samples
 from utils.errors import DataError
@@ -102,9 +101,9 @@ def draw_grey(chip: Chip) -> Image.Image:
     return Image.fromarray(read_optical(chip.path)).convert("L")
 
 
-def build_mean_drawing(chips: Sequence[Chip], render_sar: SarRendering, size: tuple[int, int]) -> Callable[[Chip], Image.Image]:
+def build_mean_drawing(chips: Sequence[Chip], read: ChipReading, size: tuple[int, int]) -> Callable[[Chip], Image.Image]:
     """A function that gives the mean SAR picture of `chips`, averaged at `size` (rows, columns), in the size of any chip."""
-    pictures = [read_chip(chip, render_sar) for chip in chips if chip.modality is Modality.SAR]
+    pictures = [read(chip) for chip in chips if chip.modality is Modality.SAR]
     bilinear = Image.Resampling.BILINEAR
     mean = np.mean([np.asarray(resize(picture, size, bilinear), dtype=np.float32) for picture in pictures], axis=0)
     picture = Image.fromarray(mean.round().astype(np.uint8)).convert("L")

@@ -147,7 +147,7 @@ def test_damaged_chips_are_all_named(root):
     (folder / "0001_s01c0_RGB.tif").write_bytes(whole[: len(whole) // 2])
     (folder / "0002_s01c0_SAR.tif").write_bytes(b"")
     values = sar_values()
-    values[3, 3] = np.nan
+    values[3, 3] = np.inf
     Image.fromarray(values).save(folder / "0003_s01c0_SAR.tif")
     Image.fromarray(optical_pixels().astype(np.uint16)[..., 0] * 200).save(folder / "0004_s01c0_SAR.tif")  # 16 bits are fine
     findings = found(root, "unreadable")

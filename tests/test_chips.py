@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
-from datasets import chips
+from datasets import rasters
 from datasets.chips import read_chip, read_header, read_optical, read_sar, size_triple
 from datasets.records import Chip, Modality
 from datasets.sar import render_max, render_percentile
@@ -130,17 +130,6 @@ def test_two_bands_are_refused(tmp_path, kind, suffix):
     refused(path, READERS[kind])
 
 
-def test_two_float_bands_are_refused(tmp_path):
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    values = {256: 3, 257: 2, 258: (32, 32), 259: 1, 262: 1, 273: 200, 277: 2, 278: 2, 279: 48, 339: (3, 3)}
-    for tag, value in values.items():
-        tags[tag] = value
-    header = b"II*\0\x08\0\0\0" + tags.tobytes(8)
-    path = tmp_path / "0001_SAR.tif"
-    path.write_bytes(header.ljust(200, b"\0") + np.ones((2, 3, 2), "<f4").tobytes())
-    refused(path, read_sar, "save it with", "one band of values")
-
-
 def test_three_bands_are_no_sar_chip_and_floats_no_optical_one(tmp_path):
     refused(write_chip(tmp_path / "0001_RGB.tif"), read_sar, "3 band(s)", "one band")
     refused(write_chip(tmp_path / "0001_SAR.tif"), read_optical, "8-bit RGB")
@@ -205,13 +194,13 @@ def test_damaged_bytes_give_a_picture_or_a_refusal_and_nothing_else(tmp_path, na
         assert picture.ndim == 3
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 3e38])
 def test_sar_values_that_are_not_finite_are_refused(tmp_path, value):
     values = sar_values()
     values[7, 5] = value
     path = tmp_path / "0001_SAR.tif"
     Image.fromarray(values).save(path)
-    refused(path, read_sar, "NaN, infinite")
+    refused(path, read_sar, "infinite or above")
 
 
 @pytest.mark.parametrize("value", [0.0, 0.37])
@@ -229,7 +218,7 @@ def test_a_rendering_that_refuses_names_the_file(tmp_path):
 
 def test_a_picture_too_large_for_a_ship_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = write_chip(tmp_path / "0001_RGB.png")
-    monkeypatch.setattr(chips, "MAX_PIXELS", 100)
+    monkeypatch.setattr(rasters, "MAX_PIXELS", 100)
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
     refused(path, read_optical, "24 x 60 pixels")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)

@@ -1,6 +1,7 @@
 """tools.oracle: the gap by hand, spare views that are never ranked, what stands in for a picture, and whose tau is taken."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from datasets.catalogue import HossData, read_hoss
+from datasets.chips import read_chip
 from datasets.records import Chip, Modality, Protocol, Split
 from datasets.sar import build_sar_rendering
 from model.build import build_model
@@ -150,7 +152,7 @@ def test_grey_and_mean_pictures_have_the_size_of_their_source(tmp_path):
         np.testing.assert_allclose(picture, colour @ [0.299, 0.587, 0.114], atol=1)
         assert (made.modality, made.ship, made.source) == (Modality.SAR, source.ship, source)
     rendering = build_sar_rendering("percentile", low=5.0, high=100.0)
-    draw = build_mean_drawing([*sar, *sources], rendering, (32, 16))
+    draw = build_mean_drawing([*sar, *sources], partial(read_chip, render_sar=rendering), (32, 16))
     drawn = [np.asarray(draw(source)) for source in sources]
     assert [picture.shape for picture in drawn] == [(30, 10), (31, 11)]
     average = np.mean([rendering(np.asarray(Image.open(path))).mean() for path in values])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch.nn import functional
 
 from configs import load_cfg
 from datasets.catalogue import find_pictures, read_hoss
+from datasets.chips import read_chip
 from datasets.records import DISTRACTOR, Chip, Modality
-from datasets.sar import build_sar_rendering
+from datasets.sar import render_max, render_percentile
 from model.build import build_model
 from processor.ranking.evaluation import Ranking, rank_protocol
 from tests.chip_files import optical_pixels, sar_values, write_chip, write_hoss
@@ -191,8 +193,10 @@ def test_a_negative_length_is_a_wrong_call(folders, weights):
 def test_sheets_show_the_query_and_what_was_found(folders):
     query, gallery = (find_records(folder, "x", "auto") for folder in folders)
     ranked = RankedList(query[1], tuple(gallery[:3]), (0.1, 0.2, 0.3))
-    sheet = np.asarray(draw_sheet(ranked, build_sar_rendering("percentile")))
-    one = np.asarray(draw_sheet(RankedList(query[1], tuple(gallery[:1]), (0.1,)), build_sar_rendering("percentile")))
+    sheet = np.asarray(draw_sheet(ranked, partial(read_chip, render_sar=render_percentile)))
+    one = np.asarray(
+        draw_sheet(RankedList(query[1], tuple(gallery[:1]), (0.1,)), partial(read_chip, render_sar=render_percentile))
+    )
     assert sheet.shape[0] == one.shape[0] and sheet.shape[1] - one.shape[1] == 2 * (command.CELL[0] + 8)
     picture = sheet[8 : 8 + command.CELL[1], 8 : 8 + command.CELL[0]]
     assert (picture[..., 0] != picture[..., 1]).any()  # the query is optical: colour
@@ -201,7 +205,9 @@ def test_sheets_show_the_query_and_what_was_found(folders):
 def test_long_and_foreign_names_fit_on_a_sheet(tmp_path):
     path = write_chip(tmp_path / ("船" * 30 + "_RGB.png"))
     record = Chip(path, DISTRACTOR, Modality.OPTICAL, "query")
-    assert draw_sheet(RankedList(record, (record,), (0.0,)), build_sar_rendering("max")).size[1] > command.CELL[1]
+    assert (
+        draw_sheet(RankedList(record, (record,), (0.0,)), partial(read_chip, render_sar=render_max)).size[1] > command.CELL[1]
+    )
 
 
 @pytest.mark.parametrize("tool", [check_dataset, import_dataset, command])

@@ -85,3 +85,26 @@ def test_a_rendering_is_chosen_by_name_with_its_percentiles():
 def test_unknown_names_and_percentiles_out_of_range_are_refused(name, low, high):
     with pytest.raises(UsageError, match=r"INPUT\.SAR_.*(choose one of|must satisfy)"):
         build_sar_rendering(name, low=low, high=high)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e-4, 1e6])
+def test_the_unit_does_not_matter(factor):
+    values = np.random.default_rng(3).gamma(1.0, 0.3, (60, 20)).astype(np.float32)
+    picture = render_percentile(values)
+    other = render_percentile(values * np.float32(factor))
+    assert other.max() == 255
+    difference = np.abs(picture.astype(int) - other)
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.002, "what rounding to 8 bits may change"
+
+
+@pytest.mark.parametrize("name", ["percentile", "max", "lee", "nlm", "clahe"])
+def test_pixels_without_a_value_are_black_and_take_no_part(name):
+    values = np.random.default_rng(4).gamma(4.0, 0.25, (60, 40)).astype(np.float32)
+    values[20:40, 15:25] += 6
+    render = build_sar_rendering(name)
+    holed = np.vstack([np.full((30, 40), np.nan, np.float32), values])
+    picture, whole = render(holed), render(values)
+    assert not picture[:30].any()
+    # Filters look two pixels and more around; elsewhere nothing changes that matters.
+    difference = np.abs(picture[30:].astype(int) - whole)
+    assert difference[10:].mean() <= {"percentile": 0, "max": 0, "lee": 0.6, "nlm": 3, "clahe": 25}[name]

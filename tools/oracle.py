@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from configs.command import Command, config_parser, open_command
 from datasets.catalogue import HossData, read_hoss
-from datasets.loaders import build_rendering
+from datasets.loaders import build_chip_reading
 from datasets.validation import build_training_data, build_validation_data
 from processor.common_space import FITS, fit_chips
 from processor.extraction import Extractor, build_extractor
@@ -78,7 +78,7 @@ def build_rows(cfg, extractor: Extractor, data: HossData, spare: SampleSet, stor
     rows["another ship of that size"] = (features, spare.sources, views[match_sizes(spare)])
     drawings = {
         "the optical picture in grey": draw_grey,
-        "the mean SAR picture": build_mean_drawing(training, build_rendering(cfg), tuple(cfg.INPUT.SIZE_TEST)),
+        "the mean SAR picture": build_mean_drawing(training, build_chip_reading(cfg), tuple(cfg.INPUT.SIZE_TEST)),
     }
     for name, draw in drawings.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -18,10 +18,9 @@ from torch.nn import functional
 
 from configs.command import config_parser, open_command
 from datasets.catalogue import find_modality, find_pictures
-from datasets.chips import read_chip
-from datasets.loaders import build_rendering
+from datasets.chips import ChipReading
+from datasets.loaders import build_chip_reading
 from datasets.records import DISTRACTOR, Chip, Modality, Split
-from datasets.sar import SarRendering
 from processor.common_space import build_common_space
 from processor.extraction import build_extractor
 from processor.ranking.evaluation import Ranking, build_ranking, expand, warn_of_ties
@@ -132,7 +131,7 @@ def prediction(lists: Sequence[RankedList]) -> dict[str, list[str]]:
     return {ranked.query.path.name: [record.path.name for record in ranked.found] for ranked in lists}
 
 
-def draw_sheet(ranked: RankedList, render_sar: SarRendering) -> Image.Image:
+def draw_sheet(ranked: RankedList, read: ChipReading) -> Image.Image:
     """The query and what it found, side by side, each as the network sees it before resizing, with name and distance."""
     width, height = CELL
     sheet = Image.new("RGB", ((width + 8) * (1 + len(ranked.found)) + 16, height + CAPTION + 16), "white")
@@ -140,7 +139,7 @@ def draw_sheet(ranked: RankedList, render_sar: SarRendering) -> Image.Image:
     captions = ["query", *(f"{rank}: {distance:.3f}" for rank, distance in enumerate(ranked.distances, start=1))]
     for column, (record, caption) in enumerate(zip((ranked.query, *ranked.found), captions)):
         left = 8 + column * (width + 8) + (8 if column else 0)
-        picture = Image.fromarray(read_chip(record, render_sar))
+        picture = Image.fromarray(read(record))
         scale = min(width / picture.width, height / picture.height)
         picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
         sheet.paste(picture, (left + (width - picture.width) // 2, 8 + (height - picture.height) // 2))
@@ -150,12 +149,12 @@ def draw_sheet(ranked: RankedList, render_sar: SarRendering) -> Image.Image:
     return sheet
 
 
-def write_sheets(folder: Path, lists: Sequence[RankedList], render_sar: SarRendering) -> None:
+def write_sheets(folder: Path, lists: Sequence[RankedList], read: ChipReading) -> None:
     """Write `<folder>/<query file name>.png` for each query."""
     with progress(len(lists), "drawing sheets", unit="sheet") as bar:
         for ranked in lists:
             with replacing(folder / f"{ranked.query.path.name}.png") as temporary:
-                draw_sheet(ranked, render_sar).save(temporary)
+                draw_sheet(ranked, read).save(temporary)
             bar.update()
 
 
@@ -198,7 +197,7 @@ def main(arguments: Sequence[str]) -> None:
         write_json(args.output / "prediction.json", prediction(lists))
         if args.sheets:
             best = [RankedList(ranked.query, ranked.found[:10], ranked.distances[:10]) for ranked in lists]
-            write_sheets(args.output / "sheets", best, build_rendering(cfg))
+            write_sheets(args.output / "sheets", best, build_chip_reading(cfg))
         print(f"{len(query)} queries ranked against {len(gallery)} gallery pictures: {args.output}")
 
 

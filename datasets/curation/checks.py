@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datasets.catalogue import CROSS_PROTOCOLS, FOLDERS, Finding, file_of, list_chips, make_protocols
 from datasets.chips import has_colour, modality_of_pixels, read_optical, read_sar
 from datasets.curation.duplicates import perceptual_hash
@@ -150,7 +152,7 @@ def _read(chip: Chip) -> PixelFacts | Finding:
         return _reading_fault(chip, str(error))
     return PixelFacts(
         chip=replace(chip, size=pixels.shape[1::-1]),
-        values=(float(pixels.min()), float(pixels.max())) if is_sar else None,
+        values=(float(np.nanmin(pixels)), float(np.nanmax(pixels))) if is_sar else None,
         colour=not is_sar and has_colour(pixels),
         digest=hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(),
         bits=perceptual_hash(render_percentile(pixels) if is_sar else pixels),

@@ -320,6 +320,7 @@ def _reading(config: dict) -> SimpleNamespace:
         PIXEL_MEAN=[0.485, 0.456, 0.406],
         PIXEL_STD=[0.229, 0.224, 0.225],
         SAR_DENOISE="percentile",
+        SAR_BAND="auto",
         SAR_LOW_PERCENT=5.0,
         SAR_HIGH_PERCENT=100.0,
     )
