@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from bbdm.latents import STATISTICS
 from utils import checkpoint
+from utils.archives import check_archive
 from utils.errors import CheckpointError, some
+from utils.reading import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,11 @@ def _load(path: str | Path) -> Any:
     """Read a file; objects of `HARMLESS_PACKAGES` in it are emptied, any other is refused."""
     path = Path(path)
     try:
+        if path.is_file():
+            check_archive(path)
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if path.is_file() else []
+    except CheckpointError:
+        raise
     except Exception:  # no archive of torch.save: `load` says so in its own words
         names = []
     ignored = [(_Ignored, name) for name in names if name.startswith(HARMLESS_PACKAGES)]
@@ -141,8 +146,8 @@ def _batches_of(content: Mapping[str, Any]) -> int | None:
     if isinstance(content.get("step"), int):
         return content["step"]
     try:
-        return int(content["update"]["steps"]) * int(yaml.safe_load(content["config"])["BBDM"]["ACCUMULATION"])
-    except (LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError):
+        return int(content["update"]["steps"]) * int(parse_yaml(content["config"])[0]["BBDM"]["ACCUMULATION"])
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 

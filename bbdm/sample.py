@@ -123,7 +123,8 @@ def build_and_sample(cfg, device: torch.device) -> None:
 
     @lru_cache(maxsize=1)  # the samples of a chip follow each other: it is opened once for all of them
     def read(path: Path) -> Tensor:
-        return to_tensor(resize(read_optical(path), tuple(cfg.BBDM.IMAGE_SIZE), Image.Resampling.BILINEAR))
+        picture = read_optical(path, max_pixels=cfg.INPUT.MAX_PIXELS)
+        return to_tensor(resize(picture, tuple(cfg.BBDM.IMAGE_SIZE), Image.Resampling.BILINEAR))
 
     names = [(source.path.name, k) for source, k in own]
     drawing = {"seed": cfg.SOLVER.SEED, "batch_size": build_batch_size(cfg, device)}

@@ -93,6 +93,7 @@ TABLE = (
     new("INPUT.SAR_BAND", "auto", "of SAR files of several bands: which, by number or polarisation; docs/data.md"),
     new("INPUT.SAR_LOW_PERCENT", 5.0, "percentile that becomes black", low=0, high=100),
     new("INPUT.SAR_HIGH_PERCENT", 100.0, "percentile that becomes white", low=0, high=100),
+    new("INPUT.MAX_PIXELS", 2**21, "of a chip; a file that declares more holds no single ship and is refused", low=1),
     released("DATASETS.NAMES", "HOSS", "no effect", unused="what is read is the folder HOSS of DATASETS.ROOT_DIR"),
     released("DATASETS.ROOT_DIR", "./data", "the folder that holds HOSS/"),
     new(

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import yaml
 from yacs.config import CfgNode
 
 from configs.defaults import KEYS, default_cfg
-from utils.errors import UsageError
+from utils.errors import LONGEST_NAME, UsageError, shorten, shown
+from utils.reading import CONFIG_LIMIT, parse_yaml, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +21,9 @@ SDF_NET = {"MODEL.MODALITY_LOSS_WEIGHT": 0.0, "INPUT.SAR_DENOISE": "max", "INPUT
 
 BASE_KEY = "_BASE_"
 """A .yml may name another one (relative to itself) whose settings it starts from."""
+
+LONGEST_CHAIN = 20
+"""Files that may start from one another."""
 
 
 def load_cfg(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
@@ -72,17 +77,19 @@ def get_value(cfg: CfgNode, name: str) -> Any:
     return node
 
 
-def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, str, Any]]:
+def _read_file(path: Path, seen: tuple[str, ...] = ()) -> Iterator[tuple[str, str, Any]]:
     """Yield (source, dotted name, value) of a .yml, its base first."""
-    if path.resolve() in seen:
+    content, place = _read_yaml(path), os.path.realpath(path)
+    if place in seen:
         raise UsageError(f"{path}: {BASE_KEY} leads back to a file that it came from; break the circle")
-    content = _read_yaml(path)
+    if len(seen) == LONGEST_CHAIN:
+        raise UsageError(f"{path} is the base of {LONGEST_CHAIN} files, one of the other by {BASE_KEY}; join some of them")
     base = content.pop(BASE_KEY, None)
     if base is not None:
-        yield from _read_file(path.parent / str(base), (*seen, path.resolve()))
+        yield from _read_file(path.parent / str(base), (*seen, place))
     for section, value in content.items():
         if not isinstance(value, dict):
-            yield str(path), str(section), value
+            yield str(path), section, value
             continue
         for name, item in value.items():
             yield str(path), f"{section}.{name}", item
@@ -90,15 +97,17 @@ def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, s
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        _refuse_twice(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        content = yaml.safe_load(text)
+        content, document = parse_yaml(read_text(path, limit=4 * CONFIG_LIMIT))
     except OSError as error:
         raise UsageError(f"cannot read the config file {path}: {error.strerror}; give an existing .yml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    _refuse_twice(document, path)
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no settings; it must map sections such as MODEL to keys")
+    keys = [*content, *(key for value in content.values() if isinstance(value, dict) for key in value)]
+    if strangers := [key for key in keys if not isinstance(key, str)]:
+        raise UsageError(f"{path} names a section or key {shown(strangers[0])}, which is no word; sections and keys are words")
     return content
 
 
@@ -128,19 +137,19 @@ def _set(cfg: CfgNode, name: str, value: Any, source: str) -> None:
     if value is None and isinstance(cfg.get(name), CfgNode):
         return  # a section whose keys are all commented out
     if name not in KEYS:
-        raise UsageError(f"{source}: there is no key {name}; the nearest is {_nearest(name)}")
+        raise UsageError(f"{source}: there is no key {shorten(name, LONGEST_NAME)}; the nearest is {_nearest(name)}")
     key = KEYS[name]
     try:
         converted = key.convert(value)
     except ValueError as error:
         reason = f": {error}" if str(error) else ""
-        raise UsageError(f"{source}: {name} cannot be {value!r}{reason}; it takes {key.takes}") from error
+        raise UsageError(f"{source}: {name} cannot be {shown(value)}{reason}; it takes {key.takes}") from error
     section, _, last = name.rpartition(".")
     (cfg[section] if section else cfg)[last] = converted
 
 
 def _nearest(name: str) -> str:
-    upper = name.upper()
+    upper = name.upper()[:LONGEST_NAME]
     # A right name in a wrong section is nearer than a wrong name in the right one.
     same = [known for known in KEYS if known.rpartition(".")[2] == upper.rpartition(".")[2]]
     return (same or difflib.get_close_matches(upper, KEYS, n=1, cutoff=0.0))[0]

@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from utils.errors import is_text, shown
+
 TRUE_WORDS = ("yes", "on", "true", "1")
 FALSE_WORDS = ("no", "off", "false", "0")
+
+LARGEST_EXPONENT = 400
+"""Decimal digits of a number beyond which it is not even tried: float ends at 308."""
 
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
 """The types of values -> what a value of that type is called."""
@@ -71,7 +76,7 @@ class Key:
             try:
                 items.append(self._item(item, self.default[0]))
             except ValueError as error:
-                raise ValueError(f"its item {number} is {item!r}") from error
+                raise ValueError(f"its item {number} is {shown(item)}") from error
         return items
 
     def _unpack(self, value: Any) -> Any:
@@ -79,7 +84,7 @@ class Key:
         if isinstance(value, str) and value[:1] in ("(", "["):
             try:
                 value = ast.literal_eval(value)
-            except (ValueError, SyntaxError, TypeError):
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 return value  # a word may begin so; nothing else takes it
         single = isinstance(value, tuple | list) and len(value) == 1 and not isinstance(self.default, list)
         return value[0] if single else value
@@ -102,6 +107,8 @@ class Key:
             exact = Decimal(str(value))  # so that a long whole number keeps its last digits
         except InvalidOperation as error:
             raise ValueError from error
+        if exact.adjusted() > LARGEST_EXPONENT:
+            raise ValueError
         number = kind(exact) if math.isfinite(exact) else math.nan
         if not self.low <= number <= self.high or (kind is int and number != exact):  # the first is also false for NaN
             raise ValueError
@@ -110,6 +117,8 @@ class Key:
     def _word(self, value: Any) -> str:
         """A word; where a choice means yes or no, whatever else means the same (YAML reads a bare `no` as False)."""
         word = "" if value is None and self.default == "" else str(value)
+        if "\0" in word or not is_text(word):
+            raise ValueError("it holds bytes that are no text; rename the file or folder")
         if not self.choices or word in self.choices:
             return word
         meanings = ((*FALSE_WORDS, "none", ""),) if "none" in self.choices else (TRUE_WORDS, FALSE_WORDS)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datasets.chips import modality_of_pixels
 from datasets.records import DISTRACTOR, Chip, Modality, Protocol, Split
-from utils.errors import DataError, some
+from utils.errors import DataError, is_text, some
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +110,24 @@ def is_picture(path: Path) -> bool:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The entries of a folder that are named as pictures, sorted by name; none is opened."""
-    return sorted((path for path in folder.iterdir() if is_picture(path)), key=lambda path: path.name)
+    """The entries of a folder that are named as pictures, sorted by name; none is opened.
+
+    Raises:
+        DataError: a name is no text.
+    """
+    return sorted((path for path in list_entries(folder) if is_picture(path)), key=lambda path: path.name)
+
+
+def list_entries(folder: Path) -> list[Path]:
+    """Everything in a folder, in no order; hidden files too.
+
+    Raises:
+        DataError: a name is no text. Results, manifests and logs, which are text, could not name it.
+    """
+    entries = list(folder.iterdir())
+    if odd := [path.name for path in entries if not is_text(path.name)]:
+        raise DataError(f"{folder} holds names that are no text in UTF-8: {some(sorted(odd))}; rename these files")
+    return entries
 
 
 def find_pictures(path: Path) -> list[Path]:
@@ -178,7 +194,8 @@ def list_chips(hoss: Path, split: Split) -> tuple[tuple[Chip, ...], list[Finding
     if not (hoss / folder).is_dir():
         message = f"{folder} is no folder; a data set in HOSS layout needs it, see DATASETS.ROOT_DIR"
         return (), [Finding("error", "missing folder", message)]
-    entries = sorted((path for path in (hoss / folder).iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
+    found = [path for path in list_entries(hoss / folder) if not path.name.startswith(".")]
+    entries = sorted(found, key=lambda path: path.name)
     pictures = [path for path in entries if is_picture(path)]
     names = {path: parse_name(path) if path.is_file() else None for path in pictures}
     chips = tuple(Chip(path, *name, split) for path, name in names.items() if name is not None)

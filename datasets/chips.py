@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from datasets.rasters import Raster, read_layout, read_raster
+from datasets.rasters import MAX_PIXELS, Raster, read_layout, read_raster
 from datasets.records import Chip, Modality
 from datasets.sar import SarRendering
 from utils.errors import DataError
@@ -40,7 +40,7 @@ _SAID: set[tuple[str, str]] = set()
 """What `_say_once` has said."""
 
 
-def read_optical(path: Path) -> NDArray[np.uint8]:
+def read_optical(path: Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read an optical chip.
 
     Accepted: 8-bit RGB; 8-bit grey and palette images, as the RGB that they show; three bands that the file does not name, as
@@ -54,10 +54,10 @@ def read_optical(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: the file is missing, empty, damaged, no image or one that is refused.
     """
-    return _to_rgb(read_raster(path), path)
+    return _to_rgb(read_raster(path, max_pixels=max_pixels), path)
 
 
-def read_sar(path: Path, band: str = AUTO_BAND) -> NDArray[np.float32]:
+def read_sar(path: Path, band: str = AUTO_BAND, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
     """Read a SAR chip.
 
     Accepted: one band of floats or integers of any size, taken as values as they are (every rendering is relative to the
@@ -68,6 +68,7 @@ def read_sar(path: Path, band: str = AUTO_BAND) -> NDArray[np.float32]:
     Args:
         path: of the chip.
         band: INPUT.SAR_BAND: 'auto', the number of a band from 1 on, or a polarisation that the file names.
+        max_pixels: INPUT.MAX_PIXELS.
 
     Returns:
         (H, W) float32, within +-`MAX_SAR_VALUE`; NaN where the file holds no value: declared nodata, transparent, NaN.
@@ -75,7 +76,7 @@ def read_sar(path: Path, band: str = AUTO_BAND) -> NDArray[np.float32]:
     Raises:
         DataError: the file is missing, empty, damaged, no image or one that is refused.
     """
-    raster = read_raster(path)
+    raster = read_raster(path, max_pixels=max_pixels)
     if np.iscomplexobj(raster.values):
         raise DataError(f"{path} holds complex values (SLC); detect it first: save amplitudes or intensities")
     values = _one_band(raster, path, band)
@@ -93,13 +94,16 @@ def read_sar(path: Path, band: str = AUTO_BAND) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def read_chip(chip: Chip, render_sar: SarRendering, sar_band: str = AUTO_BAND) -> NDArray[np.uint8]:
+def read_chip(
+    chip: Chip, render_sar: SarRendering, sar_band: str = AUTO_BAND, *, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Read the picture of a chip: RGB of an optical, rendered or generated one, the rendering of any other SAR chip.
 
     Args:
         chip: which.
         render_sar: SAR values -> picture.
         sar_band: see `read_sar`.
+        max_pixels: INPUT.MAX_PIXELS.
 
     Returns:
         (H, W, 3) uint8.
@@ -109,11 +113,11 @@ def read_chip(chip: Chip, render_sar: SarRendering, sar_band: str = AUTO_BAND) -
             of it; a generated picture is not the one that its manifest tells of.
     """
     if chip.source is not None:
-        return read_generated(chip)
+        return read_generated(chip, max_pixels=max_pixels)
     if chip.modality is Modality.OPTICAL or chip.rendered:
-        picture = read_optical(chip.path)
+        picture = read_optical(chip.path, max_pixels=max_pixels)
     else:
-        values = read_sar(chip.path, sar_band)
+        values = read_sar(chip.path, sar_band, max_pixels=max_pixels)
         try:
             picture = render_sar(values)
         except ValueError as error:
@@ -127,7 +131,7 @@ def read_chip(chip: Chip, render_sar: SarRendering, sar_band: str = AUTO_BAND) -
     return picture
 
 
-def read_generated(chip: Chip) -> NDArray[np.uint8]:
+def read_generated(chip: Chip, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read a generated picture; where a manifest tells of it, it has to be of that run, name and size.
 
     Returns:
@@ -137,7 +141,7 @@ def read_generated(chip: Chip) -> NDArray[np.uint8]:
         DataError: the file is missing, empty, damaged, no 8-bit RGB picture, or another one than the manifest tells of.
     """
     again = "make this sample again"
-    raster = read_raster(chip.path, advice=again)
+    raster = read_raster(chip.path, max_pixels=max_pixels, advice=again)
     if raster.bits != 8 or raster.palette or raster.bands not in (("red", "green", "blue"), ("grey",)):
         raise DataError(f"{chip.path} is no 8-bit RGB picture; {again}")
     picture = _to_rgb(raster, chip.path)

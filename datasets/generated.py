@@ -19,16 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from datasets.catalogue import list_pictures
+from datasets.catalogue import list_entries, list_pictures
 from datasets.chips import ORIGIN_KEY, read_generated, read_header
 from datasets.records import Chip, Modality, Split
-from utils.errors import DataError, some
+from utils.errors import DataError, shorten, some
 from utils.files import replacing, write_json
+from utils.reading import read_json
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 VERSION = 1
+
+MANIFEST_LIMIT = 2**30
+"""Bytes; five samples of each of a million chips take a third of it."""
 
 Entries = dict[str, tuple[str, tuple[int, int]]]
 """What a manifest knows of its sources: file name -> split, and width and height."""
@@ -237,7 +241,7 @@ def _read_manifest(folder: Path) -> tuple[SamplingRun, Entries, dict[str, Any]]:
     """The run, the sources and the configuration of a manifest whose samples are the ones their sources call for."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, limit=MANIFEST_LIMIT)
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']}")
         run = SamplingRun(**{name: content[name] for name in SamplingRun.__dataclass_fields__})
@@ -246,7 +250,8 @@ def _read_manifest(folder: Path) -> tuple[SamplingRun, Entries, dict[str, Any]]:
         entries = {name: (split, size) for name, split, size, _ in rows}
         config = dict(content.get("config", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no manifest of generated samples ({error!r}); make the samples again") from error
+        fault = shorten(repr(error), 100)
+        raise DataError(f"{path} is no manifest of generated samples ({fault}); make the samples again") from error
     _refuse(path, "lists samples that are not its sources' own, in order", wrong)
     _refuse(path, "lists chips twice", _repeated(name for name, *_ in rows))
     return run, entries, config
@@ -268,7 +273,7 @@ def _refuse_shared_names(names: Iterable[str], folder: Path) -> None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in list_entries(folder) if path.is_dir() and not path.name.startswith("."))
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

@@ -151,9 +151,9 @@ def build_test_loader(
 
 
 def build_chip_reading(cfg) -> ChipReading:
-    """How chips are read, by INPUT.SAR_*."""
+    """How chips are read, by INPUT.SAR_* and INPUT.MAX_PIXELS."""
     render = build_sar_rendering(cfg.INPUT.SAR_DENOISE, low=cfg.INPUT.SAR_LOW_PERCENT, high=cfg.INPUT.SAR_HIGH_PERCENT)
-    return partial(read_chip, render_sar=render, sar_band=cfg.INPUT.SAR_BAND)
+    return partial(read_chip, render_sar=render, sar_band=cfg.INPUT.SAR_BAND, max_pixels=cfg.INPUT.MAX_PIXELS)
 
 
 def build_augmentation(cfg) -> Transform:

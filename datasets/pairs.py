@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.catalogue import IMAGE_SUFFIXES, MODALITIES, is_picture, list_pictures
+from datasets.catalogue import IMAGE_SUFFIXES, MODALITIES, list_entries, list_pictures
 from datasets.chips import read_header
 from datasets.records import DISTRACTOR, Chip, Modality, Split
 from utils.errors import DataError, some
@@ -137,7 +137,7 @@ def list_views(root_dir: str | Path) -> dict[tuple[str, str], dict[str, list[Pat
         raise DataError(f"{root} is no folder; set DATASETS.ROOT_DIR to the folder that holds OptiSar_Pair/")
     views: dict[tuple[str, str], dict[str, list[Path]]] = {}
     odd = []
-    for path in sorted(path for path in root.glob("*/*") if is_picture(path)):
+    for path in sorted(path for folder in list_entries(root) if folder.is_dir() for path in list_pictures(folder)):
         fields = path.stem.split("_")
         if len(fields) < 3 or fields[-1].upper() not in MODALITIES:
             odd.append(path.name)
@@ -240,7 +240,7 @@ def _modality_folder(folder: Path, modality: Modality) -> Path:
     def fits(name: str) -> bool:
         return any(name == start if len(start) == 1 else name.startswith(start) for start in starts)
 
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and fits(path.name.lower()))
+    found = sorted(path for path in list_entries(folder) if path.is_dir() and fits(path.name.lower()))
     if len(found) != 1:
         names = " or ".join(start.upper() if len(start) == 1 else f"{start}..." for start in starts)
         what = f"{len(found)} folders ({some(path.name for path in found)})" if found else "no folder"

@@ -22,7 +22,8 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader, MemoryFile
 from tifffile import TiffFile
 
-from utils.errors import DataError
+from utils.errors import DataError, shorten
+from utils.reading import read_bytes
 
 FORMATS = ("PNG", "JPEG")
 """What Pillow may read, whatever a file's suffix; its other readers are never tried."""
@@ -33,11 +34,15 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MEMORY_NAME = "chip.tif"
 """What GDAL is told that a file in memory is called."""
 
-MAX_PIXELS = 2**26
-"""A chip holds one ship; a file that declares more is refused before its pixels are decoded."""
+MAX_PIXELS = 2**21
+"""A chip holds one ship: about 1,450 x 1,450 pixels, three times the longest ship in each direction. A file that declares more
+is refused before its pixels are decoded; INPUT.MAX_PIXELS sets another limit."""
 
-MAX_BYTES = 2**31
-"""A file, its decoded pixels and one of its blocks may each be this large."""
+PIXEL_BYTES = 128
+"""As many bytes a pixel of the limit the decoded picture, and one of its blocks, may take: eight bands of any numbers."""
+
+FILE_BYTES = 2**28
+"""A file may be this large."""
 
 TAGS = BITS, PHOTOMETRIC, ORIENTATION, STRIP_SIZES, TILE_SIZES, SAMPLE_FORMAT, NODATA = 258, 262, 274, 279, 325, 339, 42113
 """Numbers of TIFF tags (TIFF 6.0; orientation is the same in EXIF; nodata is GDAL's)."""
@@ -87,11 +92,12 @@ class Header:
     bits: int
 
 
-def read_raster(path: Path, *, advice: str | None = None) -> Raster:
+def read_raster(path: Path, *, max_pixels: int = MAX_PIXELS, advice: str | None = None) -> Raster:
     """Read a picture file.
 
     Args:
         path: of the file.
+        max_pixels: that it may have.
         advice: what to do about a file that cannot be read, for the error.
 
     Raises:
@@ -101,14 +107,14 @@ def read_raster(path: Path, *, advice: str | None = None) -> Raster:
     with _refusing(path, advice):
         content = _content_of(path, advice)
         if content.startswith(TIFF_STARTS):
-            with _open_tiff(content, path) as (dataset, orientation):
+            with _open_tiff(content, path, max_pixels) as (dataset, orientation):
                 return _read_tiff(dataset, orientation)
-        with _open_pillow(content, path) as image:
+        with _open_pillow(content, path, max_pixels) as image:
             return _read_pillow(image, content)
 
 
 def read_layout(path: Path) -> Header:
-    """What the header of a picture file tells; no pixel is decoded.
+    """What the header of a picture file tells; no pixel is decoded, so that their number costs nothing.
 
     Raises:
         DataError: as `read_raster`, but for damage to pixels.
@@ -116,9 +122,9 @@ def read_layout(path: Path) -> Header:
     with _refusing(path, None):
         content = _content_of(path, None)
         if content.startswith(TIFF_STARTS):
-            with _open_tiff(content, path) as (dataset, orientation):
+            with _open_tiff(content, path, None) as (dataset, orientation):
                 return Header(_turned(dataset.width, dataset.height, orientation), _bits_of_tiff(dataset))
-        with _open_pillow(content, path) as image:
+        with _open_pillow(content, path, None) as image:
             bits = _bits_of_pillow(image)
             return Header(_turned(*image.size, _orientation_of_pillow(image, content)), bits)
 
@@ -160,7 +166,8 @@ def _refusing(path: Path, advice: str | None) -> Iterator[None]:
         told = re.sub(rf"'?[^\s']*{MEMORY_NAME}'?:? ?", "", " ".join(str(error.__cause__ or error).split()))
         if "missing codec" in told:
             raise DataError(f"{path}: {told.rstrip('.')}; save it compressed by LZW or Deflate, or not at all") from error
-        raise DataError(f"{path} is damaged, truncated or unreadable ({told}); {advice or 'copy it again'}") from error
+        fault = shorten(told, 100)
+        raise DataError(f"{path} is damaged, truncated or unreadable ({fault}); {advice or 'copy it again'}") from error
 
 
 def _content_of(path: Path, advice: str | None) -> bytes:
@@ -170,21 +177,24 @@ def _content_of(path: Path, advice: str | None) -> bytes:
     size = path.stat().st_size
     if size == 0:
         raise DataError(f"{path} is empty (0 bytes); {advice or 'copy it again'}")
-    if size > MAX_BYTES:
+    if size > FILE_BYTES:
         raise DataError(f"{path} has {size} bytes, too many for one ship; cut out the ship")
-    return path.read_bytes()
+    return read_bytes(path, limit=FILE_BYTES)
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise DataError(f"{path} has {width} x {height} pixels, too many for one ship; cut out the ship")
+def _check_size(path: Path, width: int, height: int, max_pixels: int | None) -> None:
+    if max_pixels is not None and width * height > max_pixels:
+        raise DataError(
+            f"{path} has {width} x {height} pixels, more than the {max_pixels:,} of a ship; cut out the ship, or raise "
+            "INPUT.MAX_PIXELS"
+        )
 
 
 # TIFF
 
 
 @contextmanager
-def _open_tiff(content: bytes, path: Path) -> Iterator[tuple[DatasetReader, int]]:
+def _open_tiff(content: bytes, path: Path, max_pixels: int | None) -> Iterator[tuple[DatasetReader, int]]:
     """Open a TIFF of one page with its orientation, not yet decoded."""
     tags = read_tags(content)
     _check_tags(tags, path)
@@ -201,10 +211,11 @@ def _open_tiff(content: bytes, path: Path) -> Iterator[tuple[DatasetReader, int]
             pages = len(dataset.subdatasets)
             if pages > 1:
                 raise DataError(f"{path} has {pages} pages; save the one that is meant as a file of its own")
-            _check_size(path, dataset.width, dataset.height)
+            _check_size(path, dataset.width, dataset.height, max_pixels)
             widest = max(np.prod(shape, dtype=float) for shape in dataset.block_shapes)
             pixels = max(widest, float(dataset.width) * dataset.height)
-            if pixels * dataset.count * 16 > 8 * MAX_BYTES:  # 16: bytes of the largest kind of number
+            # 16: bytes of the largest kind of number
+            if max_pixels is not None and pixels * dataset.count * 16 > PIXEL_BYTES * max(max_pixels, MAX_PIXELS):
                 raise DataError(f"{path} has {dataset.count} bands or blocks too large for one ship; cut out the ship")
             yield dataset, int(tags.get(ORIENTATION, 1))
 
@@ -276,13 +287,13 @@ _MEANINGS = {
 
 
 @contextmanager
-def _open_pillow(content: bytes, path: Path) -> Iterator[Image.Image]:
+def _open_pillow(content: bytes, path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
     """Open a PNG or JPEG of one page, not yet decoded."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         pages = getattr(image, "n_frames", 1)
         if pages != 1:
             raise DataError(f"{path} has {pages} pages; save the one that is meant as a file of its own")
-        _check_size(path, *image.size)
+        _check_size(path, *image.size, max_pixels)
         yield image
 
 

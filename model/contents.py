@@ -12,16 +12,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor
 
 from model import resnet
 from model.build import SIZES
+from model.faults import backbone_fault, scaled_by
 from utils.checkpoint import find_state_dict, load, require_tensors
 from utils.errors import CheckpointError, UsageError
 
@@ -60,12 +60,6 @@ UNUSED = {
 
 BRANCH_NAME = re.compile(r"b([12])\.([01])\.(.+)")
 """Matches tensors of TransReID's two branches (JPM): the branch, 0 a block or 1 the norm behind it, and the name in that."""
-
-OTHER_ATTENTION = re.compile(r"blocks\.\d+\.attn\.(q_norm|k_norm|relative_position|rel_pos)")
-"""Tensors of an attention that computes something else than TransOSS's."""
-
-SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
-"""Layer scale of a block -> the linear map whose output it multiplies."""
 
 TIMM = "timm:"
 """Before the name of a model whose weights timm downloads."""
@@ -150,7 +144,7 @@ class Contents:
         weight = self.rest.get("bottleneck_fuse.weight")
         if not self.is_disentangled:
             return None
-        return "concat" if weight is not None and len(weight) == 2 * self.width else "sum"
+        return "concat" if weight is not None and weight.shape == (2 * self.width,) else "sum"
 
     @property
     def is_whole(self) -> bool:
@@ -161,10 +155,11 @@ class Contents:
     @property
     def identities(self) -> int | None:
         """Number of identities of the classifier; None without one."""
-        if (weight := self.rest.get("classifier.W")) is not None:  # of an AM-softmax head, (D, C)
-            return weight.shape[1]
-        weight = self.rest.get("classifier.weight")
-        return None if weight is None or weight.dim() != 2 else weight.shape[0]
+        for name, side in (("classifier.W", 1), ("classifier.weight", 0)):  # the first of an AM-softmax head, (D, C)
+            weight = self.rest.get(name)
+            if weight is not None and weight.dim() == 2:
+                return weight.shape[side]
+        return None
 
     def position_prefix(self, grid: tuple[int, int] | None = None) -> int:
         """How many entries of the file's position embedding belong to no patch.
@@ -219,7 +214,7 @@ def contents_of(content: Any) -> Contents:
     """Say what the content of a file (as `utils.checkpoint.load` returns it) is, and sort its tensors."""
     tensors = find_state_dict(content)
     is_state = isinstance(content, Mapping) and {"model", "optimizers", "epoch"} <= content.keys()
-    epoch = content["epoch"] if is_state else None
+    epoch = content["epoch"] if is_state and isinstance(content["epoch"], int) else None
     network, prefix = _find_network(tensors)
     if network not in LACKING:
         return Contents(network, tensors, epoch)
@@ -227,7 +222,7 @@ def contents_of(content: Any) -> Contents:
     backbone: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}
-    extra: dict[str, int] = {}
+    extra: dict[str, Tensor] = {}
     for name, value in tensors.items():
         short = name.removeprefix(outer)
         if name.startswith(outer) and short.startswith(MODEL_PARTS):
@@ -238,16 +233,20 @@ def contents_of(content: Any) -> Contents:
             continue
         short = _modern_name(name.removeprefix(prefix))
         if short in ("dist_token", "reg_token"):
-            extra[short] = value.shape[1]
+            extra[short] = value
         reason = next((reason for start, reason in UNUSED.items() if re.match(start, short)), None)
         if reason:
             skipped[name] = reason
         else:
             backbone[short] = value
     _take_branch(tensors, prefix, backbone, skipped)
-    fault = _fault_of(network, backbone)
-    folded = _fold_layer_scale(backbone)
-    return Contents(network, tensors, epoch, prefix, backbone, rest, skipped, folded, tuple(extra.values()), fault)
+    fault = backbone_fault({**backbone, **extra}, resnet50=network == RESNET)
+    folded = frozenset() if fault else _fold_layer_scale(backbone)
+    tokens = () if fault else tuple(value.shape[1] for value in extra.values())
+    contents = Contents(network, tensors, epoch, prefix, backbone, rest, skipped, folded, tokens, fault)
+    if network == TRANSFORMER and not fault and backbone["pos_embed"].shape[1] <= contents.position_prefix():
+        return replace(contents, fault="holds positions of no patch; get the file again")
+    return contents
 
 
 def outer_prefix(prefix: str) -> str:
@@ -299,34 +298,6 @@ def _modern_name(name: str) -> str:
     return "reg_token" if name == "register_tokens" else name
 
 
-def _fault_of(network: str, backbone: Mapping[str, Tensor]) -> str:
-    """Why no model can take a backbone; empty if one can."""
-    fault = _resnet_fault(backbone) if network == RESNET else _transformer_fault(backbone)
-    for name, value in backbone.items():
-        if not fault and value.is_floating_point() and not bool(torch.isfinite(value.sum(dtype=torch.float64))):
-            fault = f"holds values in {name} that are no finite numbers; get the file again, or an earlier one"
-    return fault
-
-
-def _resnet_fault(backbone: Mapping[str, Tensor]) -> str:
-    with torch.device("meta"):
-        own = resnet.ResNet50().state_dict()
-    unknown = next((name for name in backbone if name not in own), None)
-    return f"has {unknown}, which ResNet-50 lacks: it is for another architecture; take a resnet50" if unknown else ""
-
-
-def _transformer_fault(backbone: Mapping[str, Tensor]) -> str:
-    stem = backbone.get("patch_embed.proj.weight")
-    if stem is None:
-        return "holds a Vision Transformer without patch_embed.proj.weight; a linear patch stem is needed"
-    if stem.dim() == 4 and stem.shape[1] != 3:
-        return f"holds a Vision Transformer for pictures of {stem.shape[1]} bands; one for 3 bands is needed"
-    if "pos_embed" not in backbone:
-        return "holds a Vision Transformer without pos_embed (relative or rotary positions?); take a plain one"
-    other = next((name for name in backbone if OTHER_ATTENTION.match(name)), None)
-    return f"holds a Vision Transformer of another kind ({other} changes its attention); take a plain one" if other else ""
-
-
 def _fold_layer_scale(backbone: dict[str, Tensor]) -> frozenset[str]:
     """Multiply each linear map by the layer scale behind it and drop the scale, in place: the same function, exactly.
 
@@ -338,10 +309,9 @@ def _fold_layer_scale(backbone: dict[str, Tensor]) -> frozenset[str]:
     """
     folded = set()
     for name in [name for name in backbone if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", name)]:
-        block, scale, _ = name.rsplit(".", 2)
         gamma = backbone.pop(name).float()
         for part in ("weight", "bias"):
-            target = f"{block}.{SCALED[scale]}.{part}"
+            target = f"{scaled_by(name)}.{part}"
             if target in backbone:
                 value = backbone[target].float()
                 backbone[target] = value * gamma.view(-1, *[1] * (value.dim() - 1))

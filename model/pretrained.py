@@ -107,8 +107,8 @@ def fit_backbone(contents: Contents, backbone: nn.Module) -> LoadReport:
     Raises:
         CheckpointError: another kind of network, or other sizes. The sentence wants the file's name before it.
     """
-    skipped = [Entry(name, "skipped", value.numel(), "not of the backbone") for name, value in contents.rest.items()]
-    return LoadReport((*_fit_backbone(contents, backbone), *skipped))
+    left = [Entry(name, "skipped", value.numel(), "not of the backbone") for name, value in contents.rest.items()]
+    return LoadReport((*_fit_backbone(contents, backbone), *left))
 
 
 def fit_model(contents: Contents, model: nn.Module, *, classifier: bool) -> LoadReport:
@@ -128,8 +128,7 @@ def fit_model(contents: Contents, model: nn.Module, *, classifier: bool) -> Load
     for name, value in contents.rest.items():
         reason = _why_not(name, value, target, classifier)
         entries.append(Entry(name, "skipped" if reason else "loaded", value.numel(), reason))
-        if not reason:
-            fitted[name] = value
+        fitted |= {} if reason else {name: value}
     entries += [_missing(name, value) for name, value in target.items() if name not in fitted]
     model.load_state_dict(fitted, strict=False)
     return LoadReport(tuple(entries))
@@ -141,6 +140,8 @@ def _why_not(name: str, value: Tensor, target: Mapping[str, Tensor], classifier:
         return "the classifier is not asked for"
     if name not in target:
         return "the model has no such tensor"
+    if value.is_floating_point() != target[name].is_floating_point():
+        return f"{value.dtype} in the file, {target[name].dtype} in the model"
     if value.shape != target[name].shape:
         return f"{list(value.shape)} in the file, {list(target[name].shape)} in the model"
     return ""
@@ -186,6 +187,8 @@ def _fit_tensor(name: str, value: Tensor, contents: Contents, target: Tensor, ba
         value, manner = _fit_positions(contents, backbone)
     elif name.startswith("patch_embed") and name.endswith("proj.weight"):
         value, manner = _fit_stem(value, target)
+    if target.is_floating_point() and not value.is_floating_point():
+        raise CheckpointError(f"has {name} of {value.dtype}, no floating-point numbers; save the weights as float32")
     if value.shape != target.shape:
         raise CheckpointError(
             f"has {name} of {list(value.shape)} where the model has {list(target.shape)}: it is for another architecture; "
@@ -226,8 +229,8 @@ def _fit_stem(weight: Tensor, target: Tensor) -> tuple[Tensor, str]:
         weight = weight.view(-1, *target.shape[1:])
     if weight.dim() != 4 or weight.shape[2:] == target.shape[2:]:
         return weight, ""
-    size = list(target.shape[2:])
-    return resample_patch_embed(weight.float(), size), f"patches of {weight.shape[2]} pixels -> {size[0]}"
+    resized = resample_patch_embed(weight.float(), list(target.shape[2:]))
+    return resized, f"patches of {weight.shape[2]} pixels -> {target.shape[2]}"
 
 
 def _check_network(contents: Contents, backbone: nn.Module) -> None:
@@ -237,10 +240,8 @@ def _check_network(contents: Contents, backbone: nn.Module) -> None:
         raise CheckpointError(LACKING[wanted])
     if contents.fault:
         raise CheckpointError(contents.fault)
-    if wanted == RESNET:
-        return
-    width, depth = backbone.num_features, len(backbone.blocks)
-    if contents.width != width or contents.depth > depth:
+    width, depth = backbone.num_features, 0 if wanted == RESNET else len(backbone.blocks)
+    if wanted == TRANSFORMER and (contents.width != width or contents.depth > depth):
         name = contents.transformer_type
         advice = f"set MODEL.TRANSFORMER_TYPE {name}" if name else "no MODEL.TRANSFORMER_TYPE has its sizes"
         raise CheckpointError(
@@ -250,7 +251,7 @@ def _check_network(contents: Contents, backbone: nn.Module) -> None:
 
 def _check_fusion(contents: Contents, model: nn.Module) -> None:
     """A model of the other kind, of TransOSS and SDF-Net, or one whose two features become one otherwise: nothing to test."""
-    if contents.network != TRANSFORMER or not contents.rest or contents.fusion == model.fusion:
+    if contents.network != TRANSFORMER or contents.fault or not contents.rest or contents.fusion == model.fusion:
         return
     if contents.fusion is None:
         raise CheckpointError(
@@ -299,10 +300,8 @@ def load_pretrained(path: str | Path, model: nn.Module, *, choice: str, partial:
         raise UsageError(f"MODEL.PRETRAIN_CHOICE cannot be {choice!r}; it is one of imagenet, clip, finetune, self, none")
     contents = read_contents(path)
     try:
-        if choice == "imagenet":
-            report = fit_backbone(contents, model.base)
-        else:
-            report = fit_model(contents, model, classifier=choice == "self")
+        bare = choice == "imagenet"
+        report = fit_backbone(contents, model.base) if bare else fit_model(contents, model, classifier=choice == "self")
         share = backbone_share(report, model.base)
         if share < LEAST_SHARE and not partial:
             missing = [name for name in report.names("missing") if name in model.base.state_dict()]

@@ -89,6 +89,7 @@ class Extractor:
         weights_sha256: of the checkpoint; empty for a network in memory.
         folder: of the feature store; None keeps nothing.
         origin: what decides features beside the images (`processor.feature_store.build_origin`).
+        width: of a feature, D; None where it is not known.
     """
 
     extract: Callable[..., Tensor]
@@ -96,6 +97,7 @@ class Extractor:
     weights_sha256: str = ""
     folder: Path | None = None
     origin: Mapping[str, Any] | None = None
+    width: int | None = None
 
     def features(self, chips: Sequence[Chip], hashes: Sequence[str] = (), *, description: str = "") -> Tensor:
         """(I, D) float32 on the CPU, not normalised. All ranks call it; with a store, chips that it holds need no network.
@@ -127,7 +129,7 @@ class Extractor:
         def see() -> Tensor:
             return self.extract(self.read(chips), count=len(chips), description=description)
 
-        return stored(self.folder, self.origin, contents, see)
+        return stored(self.folder, self.origin, contents, see, self.width)
 
 
 def _hashes(chips: Sequence[Chip]) -> list[str]:
@@ -161,4 +163,4 @@ def build_extractor(
     extract = partial(extract_features, model, device=device, precision=Precision(device.type), **options)
     share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
     read = partial(build_test_loader, cfg, **share)
-    return Extractor(extract, read, digest, Path(store) if origin else None, origin)
+    return Extractor(extract, read, digest, Path(store) if origin else None, origin, model.num_features)

@@ -31,7 +31,14 @@ CODE = ("model/*.py", "datasets/*.py", "processor/extraction.py")
 
 NOT_OF_FEATURES = {
     *("MODEL.DEVICE", "MODEL.DEVICE_ID", "MODEL.PRETRAIN_CHOICE", "MODEL.PRETRAIN_PATH", "MODEL.PRETRAIN_PARTIAL"),
-    *("TEST.WEIGHT", "TEST.FEATURE_STORE", "TEST.FUSION_TAU", "TEST.FEAT_NORM", "TEST.SAME_MODALITY_GALLERY"),
+    *(
+        "INPUT.MAX_PIXELS",
+        "TEST.WEIGHT",
+        "TEST.FEATURE_STORE",
+        "TEST.FUSION_TAU",
+        "TEST.FEAT_NORM",
+        "TEST.SAME_MODALITY_GALLERY",
+    ),
     *("TEST.QUERY_EXPANSION", "TEST.QUERY_EXPANSION_ALPHA", "TEST.RE_RANKING", "TEST.RE_RANKING_K1", "TEST.RE_RANKING_K2"),
     *("TEST.RE_RANKING_LAMBDA", "TEST.RANKING_MEMORY", "TEST.FUSION_SAMPLES", "TEST.DIST_MAT", "TEST.EVAL"),
     *("TEST.COMMON_SPACE", "TEST.COMMON_SPACE_SHRINKAGE", "TEST.COMMON_SPACE_DIMENSIONS"),
@@ -79,7 +86,11 @@ def build_origin(cfg, *, weights_sha256: str, device: torch.device) -> dict[str,
 
 
 def stored(
-    folder: Path | None, origin: Mapping[str, Any], contents: Sequence[str], extract: Callable[[], Tensor]
+    folder: Path | None,
+    origin: Mapping[str, Any],
+    contents: Sequence[str],
+    extract: Callable[[], Tensor],
+    width: int | None = None,
 ) -> tuple[Tensor, float]:
     """The features of images: those in the store, or else what `extract` gives, which is then kept. All ranks call it.
 
@@ -88,6 +99,7 @@ def stored(
         origin: from `build_origin`.
         contents: (I,) what decides each picture, in order (`chip_contents`, `sample_contents`).
         extract: gives (I, D) features of these images, on every rank.
+        width: D; None where it is not known.
 
     Returns:
         (I, D) float32 on the CPU, not normalised, and the seconds that extracting them took, now or when they were stored.
@@ -95,7 +107,7 @@ def stored(
     path = None
     if folder is not None:
         path = folder / f"{hash_text([json.dumps(dict(origin), sort_keys=True), *contents])}.pth"
-        found = distributed.broadcast(_read(path, len(contents)) if distributed.is_main() else None)
+        found = distributed.broadcast(_read(path, len(contents), width) if distributed.is_main() else None)
         if found is not None:
             logger.info("features of %d images come from %s", len(contents), path)
             return found
@@ -112,14 +124,16 @@ def _hash_tensor(values: Tensor) -> str:
     return hashlib.sha256(values.contiguous().numpy()).hexdigest()
 
 
-def _read(path: Path, count: int) -> tuple[Tensor, float] | None:
+def _read(path: Path, count: int, width: int | None) -> tuple[Tensor, float] | None:
     """The entry, if it is there, whole, and what its name says."""
     if not path.is_file():
         return None
     try:
         entry = load(path)
         values = entry["features"]
-        if entry["key"] == path.stem and len(values) == count and entry["sha256"] == _hash_tensor(values):
+        shape = (count, width or values.shape[-1])
+        fits = values.dtype == torch.float32 and tuple(values.shape) == shape and bool(values.isfinite().all())
+        if fits and entry["key"] == path.stem and entry["sha256"] == _hash_tensor(values):
             return values, float(entry["seconds"])
         reason = "it is not what its name says"
     except (CheckpointError, LookupError, TypeError, ValueError, AttributeError) as error:

@@ -1,6 +1,5 @@
 """How weights were chosen: a JSON file beside them, since checkpoints are bare state dicts that hold tensors only."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import TypeAdapter
 from utils.checkpoint import load, sha256
 from utils.errors import UsageError
 from utils.files import write_json
+from utils.reading import parse_json, read_bytes
 
 Settings = Mapping[str, Any]
 """Keys of TEST -> values."""
@@ -135,7 +135,7 @@ def build_tuning_sentences(cfg, digest: str) -> list[str]:
     fuses, sentences = bool(cfg.DATASETS.QUERY_ADD_DIR or cfg.DATASETS.GALLERY_ADD_DIR), []
     for text in _texts(Path(cfg.TEST.WEIGHT).parent, "*.tuning.json"):
         try:
-            content = json.loads(text)
+            content = parse_json(text)
             if content["sha256"] != digest:
                 continue
             choices = [(keys, "") for keys in content["settings"]]
@@ -160,6 +160,6 @@ def _texts(folder: Path, pattern: str) -> Iterator[bytes]:
     """What the files of a folder hold, less those that cannot be read."""
     for path in sorted(folder.glob(pattern)):
         try:
-            yield path.read_bytes()
+            yield read_bytes(path)
         except OSError:
             continue

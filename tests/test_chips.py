@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets import rasters
 from datasets.chips import read_chip, read_header, read_optical, read_sar, size_triple
 from datasets.records import Chip, Modality
 from datasets.sar import render_max, render_percentile
@@ -218,8 +217,9 @@ def test_a_rendering_that_refuses_names_the_file(tmp_path):
 
 def test_a_picture_too_large_for_a_ship_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = write_chip(tmp_path / "0001_RGB.png")
-    monkeypatch.setattr(rasters, "MAX_PIXELS", 100)
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
-    refused(path, read_optical, "24 x 60 pixels")
+    refused(path, lambda path: read_optical(path, max_pixels=1439), "24 x 60 pixels, more than the 1,439 of a ship")
+    made = Chip(path, 1, Modality.SAR, "query", source=Chip(path, 1, Modality.OPTICAL, "query"))
+    refused(path, lambda _: read_chip(made, render_max, max_pixels=1439), "INPUT.MAX_PIXELS")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     refused(path, read_optical, "decompression bomb")

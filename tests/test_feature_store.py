@@ -1,5 +1,6 @@
 """The feature store: what is reused, what never is, and that test.py gives the same results with it."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -72,6 +73,35 @@ def flip(path):
 def foreign(path):
     stored(path.parent / "other", {"weights": "v"}, CONTENTS, lambda: VALUES + 1)
     shutil.copy(next((path.parent / "other").iterdir()), path)
+
+
+def of(values):
+    """The same entry with other values, whose digest is right."""
+
+    def damage(path):
+        digest = hashlib.sha256(values.numpy()).hexdigest()
+        save(path, load(path) | {"features": values, "sha256": digest})
+
+    return damage
+
+
+OTHER = (
+    VALUES.double(),
+    VALUES.int(),
+    VALUES[:, 0].clone(),
+    VALUES[..., None],
+    VALUES[:1],
+    VALUES[:, :1].clone(),
+    VALUES * torch.nan,
+)
+
+
+@pytest.mark.parametrize("values", OTHER, ids=lambda values: f"{values.dtype} {tuple(values.shape)}")
+def test_values_of_another_type_or_shape_are_made_anew(tmp_path, values, caplog):
+    fill(tmp_path)
+    of(values)(next(tmp_path.glob("*.pth")))
+    assert stored(tmp_path, ORIGIN, CONTENTS, lambda: VALUES, VALUES.shape[1])[0] is VALUES
+    assert "made anew" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [cut, flip, foreign, lambda path: path.write_text("{}"), lambda path: save(path, {"a": 1})])

@@ -10,8 +10,9 @@ import yaml
 from configs import load_cfg
 from configs.defaults import KEYS
 from utils.cli import run
-from utils.errors import UsageError
+from utils.errors import UsageError, shorten
 from utils.files import replacing
+from utils.reading import CONFIG_LIMIT, parse_yaml, read_text
 
 RENAMED = {
     "training.n_epochs": "SOLVER.MAX_EPOCHS",
@@ -112,12 +113,11 @@ def read_template(path: Path) -> dict[str, Any]:
     loader = type("TemplateLoader", (yaml.SafeLoader,), {})  # plain YAML; every other tag of Python stays an error
     loader.add_constructor("tag:yaml.org,2002:python/tuple", _read_tuple)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        content, _ = parse_yaml(read_text(path, limit=4 * CONFIG_LIMIT), loader)
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); name a template .yml of BBDM") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{path} is no template of plain values and tuples: {reason}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is no template of plain values and tuples: {shorten(str(error), 200)}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} is no template of BBDM; it should hold training, data and model")
     return dict(_leaves(content))

@@ -7,14 +7,16 @@ models have different scales, so only ranks count (Cormack, Clarke and Buettcher
 import argparse
 import csv
 import io
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.cli import run
-from utils.errors import DataError, UsageError
+from utils.errors import DataError, UsageError, shown, some
 from utils.files import write_json, write_text
+from utils.reading import parse_json, read_text
+from utils.tables import csv_text, read_cell
 
 Rankings = Mapping[str, Sequence[str]]
 """Query file name -> gallery file names, nearest first."""
@@ -30,7 +32,7 @@ def read_rankings(path: Path) -> Rankings:
         DataError: the file is missing, is neither, holds no query or a gallery picture twice for one query.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; give a ranking.csv or prediction.json of tools.rank") from error
     except UnicodeDecodeError as error:
@@ -41,13 +43,13 @@ def read_rankings(path: Path) -> Rankings:
     for query, names in rankings.items():
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{path} ranks {twice} twice for {query}; each picture has one place")
+            raise DataError(f"{path} ranks {some([twice])} twice for {some([query])}; each picture has one place")
     return rankings
 
 
 def _parse_json(path: Path, text: str) -> dict[str, list[str]]:
     try:
-        content: Any = json.loads(text)
+        content: Any = parse_json(text)
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}); write it anew with tools.rank") from error
     lists = list(content.values()) if isinstance(content, dict) else [None]
@@ -58,14 +60,16 @@ def _parse_json(path: Path, text: str) -> dict[str, list[str]]:
 
 def _parse_csv(path: Path, text: str) -> dict[str, list[str]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    if not {"query", "rank", "gallery"} <= set(reader.fieldnames or ()):
-        raise DataError(f"{path} is no ranking.csv, which has columns query, rank and gallery")
     ranked: dict[str, list[tuple[int, str]]] = {}
-    for row in reader:
-        try:
-            ranked.setdefault(row["query"], []).append((int(row["rank"]), row["gallery"]))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path}, line {reader.line_num}: the rank is {row['rank']!r}, not a whole number") from error
+    try:
+        if not {"query", "rank", "gallery"} <= set(reader.fieldnames or ()):
+            raise DataError(f"{path} is no ranking.csv, which has columns query, rank and gallery")
+        for row in reader:
+            if None in (row["query"], row["gallery"]) or not re.fullmatch(r"\d{1,9}", row["rank"] or "", re.ASCII):
+                raise DataError(f"{path}, line {reader.line_num}: the rank is {shown(row['rank'])}, not a whole number")
+            ranked.setdefault(read_cell(row["query"]), []).append((int(row["rank"]), read_cell(row["gallery"])))
+    except csv.Error as error:
+        raise DataError(f"{path} is no CSV file ({error}); write it anew with tools.rank") from error
     return {query: [name for _, name in sorted(places, key=lambda place: place[0])] for query, places in ranked.items()}
 
 
@@ -107,12 +111,12 @@ def fuse_rankings(sources: Sequence[Rankings], *, constant: float = CONSTANT) ->
 
 def format_csv(fused: Mapping[str, Sequence[tuple[str, float]]]) -> str:
     """The lists as a CSV, one line for each query and rank."""
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["query", "rank", "gallery", "score"])
-    for query, places in fused.items():
-        writer.writerows([query, rank, name, f"{score:.6g}"] for rank, (name, score) in enumerate(places, start=1))
-    return stream.getvalue()
+    rows = [
+        [query, rank, name, f"{score:.6g}"]
+        for query, places in fused.items()
+        for rank, (name, score) in enumerate(places, start=1)
+    ]
+    return csv_text(["query", "rank", "gallery", "score"], rows)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ holds the same training chips and the validation ships, so that weights are chos
 """
 
 import argparse
-import csv
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from datasets.records import DISTRACTOR, Chip, Modality, Split
 from utils.cli import run
 from utils.errors import DataError, UsageError
 from utils.log import progress, setup_logging, table
+from utils.tables import write_csv
 
 WAYS: dict[str, Callable[[Path, Path], object]] = {
     "copy": shutil.copyfile,
@@ -113,12 +113,11 @@ def _bring(source: Path, target: Path, way: str) -> None:
 
 
 def _write_origins(path: Path, files: Mapping[Path, Chip], table: ChipTable) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["file", "pid", "image_id", "ship_id", "modality", "source"])
-        for place, chip in files.items():
-            own = [table.ids[chip.path], table.ships[chip.path], chip.modality.name.lower(), chip.path]
-            writer.writerow([place.as_posix(), chip.ship, *own])
+    rows = []
+    for place, chip in files.items():
+        own = [table.ids[chip.path], table.ships[chip.path], chip.modality.name.lower(), str(chip.path)]
+        rows.append([place.as_posix(), chip.ship, *own])
+    write_csv(path, ["file", "pid", "image_id", "ship_id", "modality", "source"], rows)
 
 
 def summary_rows(parts: Mapping[Split, Sequence[Chip]]) -> Iterator[list[object]]:

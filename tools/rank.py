@@ -5,8 +5,6 @@ sheet of pictures for each query.
 """
 
 import argparse
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from utils.cli import run
 from utils.errors import UsageError
 from utils.files import replacing, write_json, write_text
 from utils.log import progress
+from utils.tables import csv_text
 
 MODALITIES = {"optical": Modality.OPTICAL, "sar": Modality.SAR}
 BLOCK_QUERIES = 256
@@ -116,14 +115,12 @@ def _blocks_of_distances(query: Tensor, gallery: Tensor, query_modalities: Tenso
 
 def format_lists(lists: Sequence[RankedList]) -> str:
     """The lists as a CSV, one line for each query and rank."""
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["query", "rank", "gallery", "distance", "query_modality", "gallery_modality"])
+    rows = []
     for ranked in lists:
         for rank, (record, distance) in enumerate(zip(ranked.found, ranked.distances), start=1):
             kinds = [ranked.query.modality.name.lower(), record.modality.name.lower()]
-            writer.writerow([ranked.query.path.name, rank, record.path.name, f"{distance:.6g}", *kinds])
-    return stream.getvalue()
+            rows.append([ranked.query.path.name, rank, record.path.name, f"{distance:.6g}", *kinds])
+    return csv_text(["query", "rank", "gallery", "distance", "query_modality", "gallery_modality"], rows)
 
 
 def prediction(lists: Sequence[RankedList]) -> dict[str, list[str]]:

@@ -6,7 +6,6 @@ then hold the figures of each seed, their mean and deviation, and one interval f
 """
 
 import argparse
-import json
 import logging
 import statistics
 import subprocess
@@ -30,9 +29,10 @@ from processor.ranking.results import Results, read_results
 from processor.selection import UNKNOWN
 from utils.checkpoint import load, sha256
 from utils.cli import run
-from utils.errors import CheckpointError, DataError, UsageError
+from utils.errors import CheckpointError, DataError, UsageError, shorten
 from utils.files import write_json, write_text
 from utils.log import make_output_dir, table
+from utils.reading import parse_yaml, read_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,10 @@ def _refuse_other_run(cfg, folder: Path, seed: int) -> None:
     path = folder / "config.yml"
     if not path.is_file():
         return
-    before, now = (_training_settings(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), cfg.dump()))
+    try:
+        before, now = (_training_settings(parse_yaml(text)[0]) for text in (read_text(path), cfg.dump()))
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path} is no config.yml of a run ({shorten(str(error), 100)}); name a new OUTPUT_DIR") from error
     now["SOLVER.SEED"] = seed
     different = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if different:
@@ -153,7 +156,7 @@ def _is_tested(cfg, path: Path, weights: Path) -> bool:
     if cfg.DATASETS.QUERY_ADD_DIR or cfg.DATASETS.GALLERY_ADD_DIR:
         return False  # which samples it was made with is not told
     try:
-        tested = json.loads((path.parent / "tested.json").read_text(encoding="utf-8"))
+        tested = read_json(path.parent / "tested.json")
         results = read_results(path)
         images = [record.path for record in read_hoss(cfg.DATASETS.ROOT_DIR, train=False).images]
         return (

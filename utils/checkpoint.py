@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from utils.archives import check_archive, check_content, check_header
 from utils.errors import CheckpointError, UsageError
 from utils.files import replacing
 
@@ -73,14 +74,9 @@ def load(path: str | Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give the path of an existing file")
     try:
-        if _is_safetensors(path):
-            return load_file(path, device="cpu")
-        if _is_program(path):
-            raise CheckpointError(
-                f"{path} is a TorchScript program that runs code, so it was not read; save its state dict alone"
-            )
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path)
+        check_content(path, content)
+        return content
     except pickle.UnpicklingError as error:
         # torch words it "Unsupported global: GLOBAL a.b ..." or "... unsupported GLOBAL os.system whose module os is blocked".
         refused = re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", str(error))
@@ -96,6 +92,18 @@ def load(path: str | Path) -> Any:
         raise CheckpointError(
             f"{path} is no checkpoint or is cut short; it should be a file written by torch.save or a {SAFETENSORS} file"
         ) from error
+
+
+def _read(path: Path) -> Any:
+    """What a file of either format holds; what it declares is checked first."""
+    if _is_safetensors(path):
+        check_header(path)
+        return load_file(path, device="cpu")
+    if _is_program(path):
+        raise CheckpointError(f"{path} is a TorchScript program that runs code, so it was not read; save its state dict alone")
+    check_archive(path)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -138,11 +146,10 @@ def require_tensors(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 def find_state_dict(content: Any) -> dict[str, Tensor]:
     """The tensors of what `load` returned: bare or under `CONTAINERS`, less `WRAPPERS`; empty if there are none."""
-    while isinstance(content, Mapping):
-        inner = [content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
+    inner = content
+    while isinstance(inner, Mapping):
+        content = inner
+        inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
     return tensors_of(content)
 
 

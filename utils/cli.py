@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from utils import distributed
-from utils.errors import UsageError
+from utils.errors import UsageError, is_text, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ def run(main: Callable[[Sequence[str]], None], *, together: bool = False) -> Non
     try:
         if distributed.launched_processes() > 1 and not together:
             _refuse_torchrun()
+        _refuse_bytes(sys.argv[1:])
         main(sys.argv[1:])
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -55,7 +56,14 @@ def _refuse_torchrun() -> None:
     raise UsageError("this command works in one process; start it without torchrun")
 
 
+def _refuse_bytes(arguments: Sequence[str]) -> None:
+    """Refuse names that are no text before any work is done: results, logs and tables, which are text, could not name them."""
+    for argument in arguments:
+        if not is_text(argument):
+            raise UsageError(f"{argument} is no text in UTF-8; rename the file or folder")
+
+
 def _fail(sentence: str, status: int) -> None:
     logger.debug("stopped", exc_info=True)
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    print(f"error: {shorten(sentence)}", file=sys.stderr, flush=True)
     sys.exit(status)

@@ -33,7 +33,7 @@ def setup_logging(output_dir: Path | None = None, file_name: str = "log.txt") ->
     screen.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(screen)
     if output_dir is not None and distributed.is_main():
-        file = logging.FileHandler(output_dir / file_name, encoding="utf-8")
+        file = logging.FileHandler(output_dir / file_name, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
         root.addHandler(file)
 

@@ -1,7 +1,7 @@
 """Tables that say which ship each chip shows, and tasks that say which chips are queries and candidates."""
 
 import csv
-import json
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -11,7 +11,8 @@ from typing import Any
 
 from datasets.catalogue import IMAGE_SUFFIXES, NAME_WORDS, find_modality
 from datasets.records import DISTRACTOR, Chip, Modality, Split
-from utils.errors import DataError
+from utils.errors import DataError, shorten, shown, some
+from utils.reading import read_json, read_text
 
 MODALITY_WORDS = NAME_WORDS | {"eo": Modality.OPTICAL, "visible": Modality.OPTICAL, "0": Modality.OPTICAL, "1": Modality.SAR}
 """What a table may say in its column `modality`, in any case."""
@@ -82,12 +83,12 @@ def number_ships(ships: Iterable[str]) -> dict[str, int]:
 def _read_csv(table: Path) -> list[tuple[int, dict[str, str]]]:
     """Number and fields of each line that is not empty; names of columns in lower case."""
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            separator = max(",;\t", key=header.count)
-            columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator), [])]
-            rows = csv.reader(file, delimiter=separator)
-            lines = [(rows.line_num + 1, [cell.strip() for cell in row]) for row in rows]
+        text = io.StringIO(read_text(table, encoding="utf-8-sig"), newline="")
+        header = text.readline()
+        separator = max(",;\t", key=header.count)
+        columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator), [])]
+        rows = csv.reader(text, delimiter=separator)
+        lines = [(rows.line_num + 1, [cell.strip() for cell in row]) for row in rows]
     except OSError as error:
         raise DataError(f"cannot read {table}: {error.strerror}; name an existing CSV file") from error
     except UnicodeDecodeError as error:
@@ -95,7 +96,7 @@ def _read_csv(table: Path) -> list[tuple[int, dict[str, str]]]:
     except csv.Error as error:
         raise DataError(f"{table} is no CSV file ({error}); save it as 'CSV UTF-8'") from error
     if "ship_id" not in columns or not {"image_id", "path"} & set(columns):
-        raise DataError(f"{table} needs a first line with the columns image_id or path, ship_id, modality; it has {columns}")
+        raise DataError(f"{table} needs a first line with columns image_id or path, ship_id, modality; it has {some(columns)}")
     return [(number, dict(zip(columns, cells))) for number, cells in lines if any(cells)]
 
 
@@ -107,7 +108,7 @@ def _read_line(line: dict[str, str], images: Path) -> tuple[Path, str, str, Moda
     path = _find_file(written, images)
     word = line.get("modality", "").lower()
     if word and word not in MODALITY_WORDS:
-        raise DataError(f"modality {word!r} is unknown; write 'optical' or 'sar'")
+        raise DataError(f"modality {shown(word)} is unknown; write 'optical' or 'sar'")
     ship = line.get("ship_id", "")
     ship = "" if ship.lower() in NO_SHIP else ship
     return path, line.get("image_id") or written, ship, MODALITY_WORDS[word] if word else find_modality(path)
@@ -127,14 +128,15 @@ def _find_file(written: str, images: Path) -> Path:
         found = [path for path in with_suffix if path.is_file()]
         if len(found) == 1:
             return found[0].absolute()
-    raise DataError(f"there is no image {written} in {images}; name the folder that paths start from with --images")
+    raise DataError(
+        f"there is no image {shorten(written, 100)} in {images}; name the folder that paths start from with --images"
+    )
 
 
 def _refuse_repeated(table: Path, what: str, values: Iterable[str]) -> None:
     repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
-        more = f" and {len(repeated) - 5} more" if len(repeated) > 5 else ""
-        raise DataError(f"{table} lists one {what} several times; keep one line of each of: {', '.join(repeated[:5])}{more}")
+        raise DataError(f"{table} lists one {what} several times; keep one line of each of: {some(repeated)}")
 
 
 def read_task(task: Path, table: ChipTable) -> tuple[tuple[Chip, ...], tuple[Chip, ...]]:
@@ -150,7 +152,7 @@ def read_task(task: Path, table: ChipTable) -> tuple[tuple[Chip, ...], tuple[Chi
         DataError: no such lists, an image that the table does not hold, one that is both, a query of an unknown ship.
     """
     try:
-        content = json.loads(task.read_text(encoding="utf-8-sig"))
+        content = read_json(task, encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read {task}: {error.strerror}; name an existing JSON file") from error
     except ValueError as error:

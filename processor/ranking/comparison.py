@@ -91,7 +91,7 @@ def gap_closed(plain: Sequence[Outcome], result: Sequence[Outcome], goal: Sequen
 def _refuse_other_queries(first: Sequence[Outcome], second: Sequence[Outcome]) -> None:
     ours, theirs = ({(outcome.query, outcome.ship) for outcome in outcomes} for outcomes in (first, second))
     told = [
-        f"only the {which} has {some(sorted(name for name, _ in names))}"
+        f"only the {which} has {some(sorted(name for name, _ in names), 2)}"
         for which, names in (("first", ours - theirs), ("second", theirs - ours))
         if names
     ]

@@ -12,6 +12,7 @@ from processor.ranking.intervals import Interval
 from processor.selection import Selection
 from utils.errors import DataError
 from utils.files import write_json
+from utils.reading import read_json
 
 RATES = ("mAP", "R1", "R5", "R10")
 """The figures of a protocol that are rates, each with an interval."""
@@ -133,7 +134,7 @@ def read_results(path: Path) -> Results:
         DataError: no such file, or one that `write_results` did not write; the message names the first field that is wrong.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         figures = [protocol[kind] for protocol in content["protocols"].values() for kind in KINDS]
         for found in figures:
             if found is not None:
