@@ -22,7 +22,7 @@ from solver.optimizer import build_center_optimizer, build_optimizer
 from solver.schedule import build_schedule
 from utils import distributed
 from utils.cli import run
-from utils.device import build_precision
+from utils.device import build_compilation, build_precision
 from utils.seed import seed_everything
 
 logger = logging.getLogger("train")
@@ -40,6 +40,7 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
     optimizer = build_optimizer(cfg, model)
     optimizers = [optimizer] if criterion.centers is None else [optimizer, build_center_optimizer(cfg, criterion.centers)]
     precision, network = build_precision(cfg, device), distributed.wrap(model, device)
+    build_compilation(cfg, network)
     extractor, ranking = build_extractor(cfg, device, model=model), build_ranking(cfg, device)
 
     def test() -> Mapping[str, Evaluation]:

@@ -10,7 +10,7 @@ from bbdm.checkpoints import read_bridge
 from bbdm.data import layout_of
 from bbdm.model import BridgeModel, SamplerSettings, build_bridge_model
 from bbdm.noise import sample_seed, seeded_normal
-from utils.device import find_precision
+from utils.device import build_compilation, find_precision
 from utils.errors import CheckpointError
 from utils.log import progress
 
@@ -66,7 +66,10 @@ def build_sampling_model(cfg, device: torch.device) -> BridgeModel:
     """
     precision = find_precision("off" if cfg.SOLVER.AMP == "auto" else cfg.SOLVER.AMP, device)
     model = build_bridge_model(cfg, device, precision, weights=read_bridge(cfg.BBDM.WEIGHT))
-    model.network.eval().requires_grad_(False)
+    precision.cast(model.network.eval().requires_grad_(False))
+    if model.first_stage is not None:
+        precision.cast(model.first_stage)
+    build_compilation(cfg, model.network)
     return model
 
 

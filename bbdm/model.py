@@ -75,6 +75,10 @@ class BridgeModel:
         """The same bridge with another network, such as the averaged one."""
         return BridgeModel(self.bridge, network, self.first_stage, self.precision, self.condition)
 
+    def between_latents(self) -> "BridgeModel":
+        """The same bridge for training on latents that are made already: its pictures are states. No 'rescaler' condition."""
+        return BridgeModel(self.bridge, self.network, None, self.precision, self.condition)
+
     @torch.no_grad()
     def encode(self, pictures: Tensor, kind: str) -> Tensor:
         """(B, 3, H, W) in [-1, 1], of kind `OPTICAL` or `SAR`, -> (B, c, h, w)."""

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from bbdm.averaging import build_average, update_average
 from bbdm.checkpoints import BridgeFile, fill_network, read_bridge
 from bbdm.data import build_bridge_loader, build_bridge_pairs, build_validation_loader, layout_of, to_picture
-from bbdm.latents import OPTICAL, SAR, measure_statistics
+from bbdm.latents import OPTICAL, SAR, LatentLoader, measure_statistics
 from bbdm.model import NETWORK_KEYS, BridgeModel, SamplerSettings, build_bridge_model
 from bbdm.noise import sample_seed, seeded_normal
 from configs.command import config_parser, open_command
@@ -24,7 +24,7 @@ from datasets.records import Batch
 from processor.engine import Task, build_training_plan, fit
 from processor.update import Update
 from utils import cli, distributed
-from utils.device import build_precision
+from utils.device import build_compilation, build_precision
 from utils.files import replacing
 from utils.log import MetricsWriter, progress
 from utils.seed import seed_everything
@@ -41,6 +41,7 @@ class BridgeTask(Task):
 
     Attributes:
         model: the bridge; its network is the one that learns (inside `distributed.wrap` where there are several processes).
+        learner: the same, as it learns from batches: of pictures, or of latents that are made already.
         average: moving average of the network.
         update: steps the optimiser.
         schedule: lowers the learning rate where the training loss no longer falls.
@@ -56,6 +57,7 @@ class BridgeTask(Task):
     """
 
     model: BridgeModel
+    learner: BridgeModel
     average: AveragedModel
     update: Update
     schedule: ReduceLROnPlateau
@@ -79,7 +81,7 @@ class BridgeTask(Task):
         """Accumulate a batch's gradients; where they complete a step of the optimiser, follow it with the average."""
         optical, sar = batch.to(self.device, memory_format=layout_of(self.device)).images.chunk(2)
         with self.update.passes():
-            loss = self.model.random_loss(optical, sar, self.loss)
+            loss = self.learner.random_loss(optical, sar, self.loss)
             stepped = self.update(loss)
         if stepped and self.update.steps % self.average_period == 0:
             begun = self.update.steps * self.update.accumulation >= self.average_start
@@ -177,6 +179,12 @@ def build_update(cfg, network: nn.Module, scaler: torch.amp.GradScaler, device: 
     return Update(network, [optimizer], scaler, **steps)
 
 
+def build_keeping(cfg) -> bool:
+    """Whether the latents of training pictures are kept: BBDM.KEEP_LATENTS, where every epoch has the same."""
+    moving = cfg.BBDM.CROP and cfg.BBDM.PAIRS == "registered"
+    return cfg.BBDM.KEEP_LATENTS and cfg.BBDM.SPACE == "latent" and cfg.BBDM.CONDITION != "rescaler" and not moving
+
+
 def measure_latents(model: BridgeModel, loader, device: torch.device) -> None:
     """Measure the statistics of the latents of a loader's pairs, not normalised yet, into the model's network."""
 
@@ -211,6 +219,7 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
         measure_latents(model, build_validation_loader(cfg, pairs.train, device_type=device.type, **sharing), device)
     average = build_average(model.network, cfg.BBDM.EMA_DECAY)
     model = model.with_network(distributed.wrap(model.network, device))
+    build_compilation(cfg, model.network)
     update = build_update(cfg, model.network, precision.scaler(), device)
     if start is not None:
         fill_network(average.module, start.averages, start.path, NETWORK_KEYS)
@@ -219,6 +228,7 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
     held_out = pairs.validation and build_validation_loader(cfg, pairs.validation, device_type=device.type, **sharing)
     return BridgeTask(
         model=model,
+        learner=model.between_latents() if build_keeping(cfg) else model,
         average=average,
         update=update,
         schedule=build_plateau(cfg, update.optimizers[0]),
@@ -249,6 +259,9 @@ def main(arguments: Sequence[str]) -> None:
         loader = build_bridge_loader(cfg, pairs.train, device_type=device.type, **sharing)
         seed_everything(cfg.SOLVER.SEED)  # the same start weights in every process
         task = build_bridge_task(cfg, pairs, command.folder, device)
+        if build_keeping(cfg):
+            once = build_validation_loader(cfg, pairs.train, device_type=device.type)
+            loader = LatentLoader(loader, once, task.model.encode, flip=cfg.BBDM.FLIP, device=device)
         command.record()
         fit(task, loader, build_training_plan(cfg, command.folder, "bridge"), resume=cfg.SOLVER.RESUME)
 

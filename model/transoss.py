@@ -8,8 +8,9 @@ from functools import partial
 
 import torch
 from timm.layers import PatchEmbed, build_sincos2d_pos_embed, trunc_normal_
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.features import Features, gradient_energy, structure_descriptor
 
@@ -162,10 +163,31 @@ class TransOSS(VisionTransformer):
         """The features of each image: its class tokens after the final norm; arguments as for `embed`."""
         tokens, structure = self.embed(images, modalities, sizes), None
         for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens)
-            if number == self.structure_block:
+            looked_at = number == self.structure_block
+            last = number == len(self.blocks) and not looked_at
+            tokens = leading_tokens(block, tokens, self.class_tokens) if last else block(tokens)
+            if looked_at:
                 patches = tokens[:, self.class_tokens :][:, : self.patch_embed.num_patches]  # (B, N, D), without the size token
                 structure = structure_descriptor(gradient_energy(patches, self.grid_size))
         tokens = self.norm(tokens)
         specific = tokens[:, 1] if self.class_tokens == 2 else None
         return Features(shared=tokens[:, 0], specific=specific, structure=structure)
+
+
+def leading_tokens(block: Block, tokens: Tensor, count: int) -> Tensor:
+    """The first `count` tokens (B, count, D) of what a ViT block makes of `tokens` (B, N, D), without the work for the others.
+
+    They attend to all tokens. Of the last block nothing but the class tokens is used, a twelfth of a base network's work.
+    """
+    attention, kept = block.attn, tokens[:, :count]
+    normed = block.norm1(tokens)
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    width = len(weight) // 3
+    query = functional.linear(normed[:, :count], weight[:width], bias[:width])
+    key, value = functional.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+    query, key, value = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+    dropout = attention.attn_drop.p if block.training else 0.0
+    attended = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    attended = attention.proj_drop(attention.proj(attended.transpose(1, 2).flatten(2)))
+    kept = kept + block.drop_path1(block.ls1(attended))
+    return kept + block.drop_path2(block.ls2(block.mlp(block.norm2(kept))))

@@ -20,7 +20,7 @@ from processor.feature_store import build_origin, chip_contents, hash_files, sam
 from processor.fusion import SampleSet
 from utils import distributed
 from utils.checkpoint import sha256
-from utils.device import Precision
+from utils.device import Precision, build_compilation, build_test_precision
 from utils.log import progress
 
 
@@ -139,7 +139,7 @@ def _hashes(chips: Sequence[Chip]) -> list[str]:
 def build_extractor(
     cfg, device: torch.device, *, weights: str = "", model: nn.Module | None = None, store: str = "", **changes: Any
 ) -> Extractor:
-    """The extractor of TEST.*, in float32: small distances decide. Processes share the chips.
+    """The extractor of TEST.*; by default in float32, since small distances decide. Processes share the chips.
 
     Args:
         cfg: the configuration of the network.
@@ -152,15 +152,16 @@ def build_extractor(
     Raises:
         CheckpointError: see `model.pretrained.load_weights`.
     """
-    digest, origin = "", None
+    digest, origin, precision = "", None, build_test_precision(cfg, device)
     if model is None:
         model = build_model(cfg)
         load_weights(weights, model)
-        model.to(device)
+        precision.cast(model.to(device))
+        build_compilation(cfg, model)
         digest = sha256(weights)
         origin = build_origin(cfg, weights_sha256=digest, device=device) if store else None
     options = {"neck": cfg.TEST.NECK_FEAT, "flip": cfg.TEST.FLIP, **changes}
-    extract = partial(extract_features, model, device=device, precision=Precision(device.type), **options)
+    extract = partial(extract_features, model, device=device, precision=precision, **options)
     share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
     read = partial(build_test_loader, cfg, **share)
     return Extractor(extract, read, digest, Path(store) if origin else None, origin, model.num_features)

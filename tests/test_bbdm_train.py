@@ -55,8 +55,10 @@ def task_of(folder: Path = Path(), *, accumulation: int = 1, validation=None, gr
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    model = Model(network)
     return BridgeTask(
-        model=Model(network),
+        model=model,
+        learner=model,
         average=build_average(network, 0.75),
         update=Update(network, [optimizer], torch.amp.GradScaler("cpu", enabled=False), accumulation=accumulation),
         schedule=ReduceLROnPlateau(optimizer, factor=0.5, patience=1, threshold=0.0),

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from utils import distributed
 from utils.errors import UsageError
@@ -71,9 +72,24 @@ class Precision:
         """The context in which the network runs."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
 
+    def cast(self, network: nn.Module) -> nn.Module:
+        """Keep the weights of linear layers and convolutions in `dtype`, for a network that learns no more; returns it.
+
+        Under `autocast` the same numbers as without, which would cast them at every call. Norms and embeddings stay float32.
+        """
+        for module in network.modules() if self.dtype else ():
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+                module.to(self.dtype)
+        return network
+
     def scaler(self) -> torch.amp.GradScaler:
         """The gradient scaler; float16 alone needs one, for the others it passes everything through."""
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype is torch.float16)
+
+
+def build_test_precision(cfg, device: torch.device) -> Precision:
+    """The precision of TEST.AMP."""
+    return find_precision(cfg.TEST.AMP, device, key="TEST.AMP")
 
 
 def build_precision(cfg, device: torch.device) -> Precision:
@@ -81,12 +97,18 @@ def build_precision(cfg, device: torch.device) -> Precision:
     return find_precision(cfg.SOLVER.AMP, device)
 
 
-def find_precision(name: str, device: torch.device) -> Precision:
+def build_compilation(cfg, network: nn.Module) -> None:
+    """Have torch compile `network` at its next call, as SOLVER.COMPILE says; its parameters keep their names."""
+    if cfg.SOLVER.COMPILE != "off":
+        network.compile(mode="reduce-overhead" if cfg.SOLVER.COMPILE == "graphs" else None)
+
+
+def find_precision(name: str, device: torch.device, *, key: str = "SOLVER.AMP") -> Precision:
     """Precision 'auto', 'off', 'fp16' or 'bf16' on `device`."""
     if name == "off" or (name == "auto" and device.type == "cpu"):
         return Precision(device.type)
     if name == "fp16" and device.type == "cpu":
-        raise UsageError("SOLVER.AMP fp16 needs a CUDA device; on a CPU take 'bf16' or 'off'")
+        raise UsageError(f"{key} fp16 needs a CUDA device; on a CPU take 'bf16' or 'off'")
     if name == "auto":
         name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return Precision(device.type, {"fp16": torch.float16, "bf16": torch.bfloat16}[name])

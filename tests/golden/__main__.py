@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from tests.golden import FOLDER, check_folder
 
 
@@ -11,7 +13,11 @@ def main() -> None:
     """Print a line for each file."""
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description="Check golden vectors, a line each.")
     parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=FOLDER, help="folder of .npz files")
-    folder = parser.parse_args().folder
+    parser.add_argument("--device", default="cpu", help="where numbers are computed, in float32 without TF32 (default cpu)")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    torch.set_default_device(arguments.device)
+    torch.backends.cudnn.allow_tf32 = False
     if not any(folder.glob("*.npz")):
         parser.error(f"{folder} holds no .npz file")
     failed = False

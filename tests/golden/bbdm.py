@@ -13,7 +13,7 @@ from bbdm.first_stage import make_first_stage
 from bbdm.sampler import released_steps, sample_released
 from bbdm.unet import make_unet
 from tests.formula_weights import fill_formula, fill_seeded
-from tests.golden.compare import FORMULA, NETWORK, Comparison
+from tests.golden.compare import FORMULA, NETWORK, Comparison, tensor
 
 Vectors = Mapping[str, np.ndarray]
 
@@ -39,7 +39,7 @@ def check_schedule(vectors: Vectors) -> Iterator[Comparison]:
 
 def check_bridge(vectors: Vectors, *, objective: str | None = None) -> Iterator[Comparison]:
     """Forward sample, target, recovery, loss and the whole released reverse loop; the objective is found by its target."""
-    x0, y, noise, t, x_t, target = (torch.from_numpy(vectors[key]) for key in ("x0", "y", "noise", "t", "x_t", "target"))
+    x0, y, noise, t, x_t, target = (tensor(vectors[key]) for key in ("x0", "y", "noise", "t", "x_t", "target"))
     schedule = make_schedule(str(vectors.get("mt_type", "linear")), num_timesteps=int(vectors["num_timesteps"]))
     bridge = Bridge(schedule, objective=objective or _objective_of(vectors, schedule))
 
@@ -50,7 +50,7 @@ def check_bridge(vectors: Vectors, *, objective: str | None = None) -> Iterator[
         at = torch.full((len(x),), step)
         return bridge.predict_x0(x, y, at, network(x, at))
 
-    loop_noise = torch.from_numpy(vectors["loop_noise"])
+    loop_noise = tensor(vectors["loop_noise"])
     ours = {
         "x_t": bridge.forward_sample(x0, y, t, noise),
         "target": bridge.target(x0, y, t, noise),
@@ -71,7 +71,7 @@ def check_bridge(vectors: Vectors, *, objective: str | None = None) -> Iterator[
 
 def _objective_of(vectors: Vectors, schedule: Schedule) -> str:
     """The objective is only in the file's name, which a check does not see; the target tells it as well."""
-    x0, y, noise, t = (torch.from_numpy(vectors[key]) for key in ("x0", "y", "noise", "t"))
+    x0, y, noise, t = (tensor(vectors[key]) for key in ("x0", "y", "noise", "t"))
     targets = {name: Bridge(schedule, objective=name).target(x0, y, t, noise) for name in ("grad", "noise", "ysubx")}
     return min(targets, key=lambda name: _difference(targets[name], vectors["target"]))
 
@@ -81,9 +81,9 @@ def check_unet(vectors: Vectors) -> Iterator[Comparison]:
     network = make_unet(**_unet_sizes(vectors)).eval()
     fill_formula(network, vectors["groupnorm_weights"].tolist())
     alone = json.loads(str(vectors["config"]))["condition_key"] == "nocond"
-    context = None if alone else torch.from_numpy(vectors["context"])
+    context = None if alone else tensor(vectors["context"])
     with torch.no_grad():
-        out = network(torch.from_numpy(vectors["x"]), torch.from_numpy(vectors["t"]), context)
+        out = network(tensor(vectors["x"]), tensor(vectors["t"]), context)
     yield Comparison(max(_difference(out, vectors["out"]), _key_difference(network, vectors)), NETWORK)
 
 
@@ -98,10 +98,10 @@ def check_first_stage(vectors: Vectors) -> Iterator[Comparison]:
     stage = make_first_stage(**_first_stage_sizes(vectors)).eval()
     fill_seeded(stage, int(vectors["seed"]), vectors["groupnorm_weights"].tolist())
     with torch.no_grad():
-        latent = stage.encode(torch.from_numpy(vectors["x"]))
-        quantized, codes = stage.quantise(torch.from_numpy(vectors["latent"]))
-        reconstruction = stage.decode(torch.from_numpy(vectors["latent"]))
-    exact = np.array_equal(codes.flatten().numpy(), vectors["codes"].ravel())
+        latent = stage.encode(tensor(vectors["x"]))
+        quantized, codes = stage.quantise(tensor(vectors["latent"]))
+        reconstruction = stage.decode(tensor(vectors["latent"]))
+    exact = np.array_equal(codes.flatten().cpu().numpy(), vectors["codes"].ravel())
     errors = [
         _difference(latent, vectors["latent"]),
         _difference(quantized, vectors["quantized"]),
@@ -120,7 +120,7 @@ def check_first_stage_keys(vectors: Vectors) -> Iterator[Comparison]:
 
 def check_ema(vectors: Vectors) -> Iterator[Comparison]:
     """The average after all weights but the first (the start), of which the first `copy_until` are copied."""
-    weights = torch.from_numpy(vectors["weights"])
+    weights = tensor(vectors["weights"])
     network = nn.ParameterList([nn.Parameter(weights[0].clone())])
     average = build_average(network, float(vectors["decay"]))
     for step, weight in enumerate(weights[1:]):
@@ -143,7 +143,7 @@ CHECKS: dict[str, Callable[[Vectors], Iterator[Comparison]]] = {
 
 def _difference(ours: Tensor | np.ndarray, expected: np.ndarray) -> float:
     """Largest absolute difference; infinite for another shape or a NaN."""
-    ours = ours.detach().numpy() if isinstance(ours, Tensor) else ours
+    ours = ours.detach().cpu().numpy() if isinstance(ours, Tensor) else ours
     if ours.shape != expected.shape:
         return np.inf
     difference = float(np.abs(ours.astype(np.float64) - expected).max(initial=0.0))

@@ -29,10 +29,15 @@ class Comparison:
         return self.error <= self.tolerance
 
 
+def tensor(array) -> torch.Tensor:
+    """A tensor of a (read-only) array, on torch's default device."""
+    return torch.tensor(np.array(array))
+
+
 def close(ours, theirs, tolerance: float) -> Comparison:
     """Compare numbers; another shape is an infinite difference."""
     ours, theirs = (
-        value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value) for value in (ours, theirs)
+        value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value) for value in (ours, theirs)
     )
     if ours.shape != theirs.shape:
         return Comparison(np.inf, tolerance)

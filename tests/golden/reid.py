@@ -41,7 +41,7 @@ from processor.ranking.retrieval import rank_distances, rank_features, squared_d
 from solver.optimizer import group_parameters
 from solver.schedule import cosine_schedule
 from tests.formula_weights import fill_formula, fill_seeded
-from tests.golden.compare import FORMULA, NETWORK, Comparison, Skip, close, equal
+from tests.golden.compare import FORMULA, NETWORK, Comparison, Skip, close, equal, tensor
 
 Vectors = Mapping[str, np.ndarray]
 
@@ -52,11 +52,6 @@ RERANKING = 5e-3
 def cmc_of(result, length: int) -> list[float]:
     """The cumulative matching characteristic: `rank(1)`, `rank(2)`, ..."""
     return [result.rank(k) for k in range(1, length + 1)]
-
-
-def tensor(array: np.ndarray) -> Tensor:
-    """A tensor of a (read-only) array."""
-    return torch.from_numpy(np.array(array))
 
 
 def is_normalisation(key: str) -> bool:
