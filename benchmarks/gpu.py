@@ -24,7 +24,6 @@ import torch
 from bbdm.model import BridgeModel, SamplerSettings, build_bridge, build_condition, build_empty_first_stage, build_network
 from benchmarks.measuring import (
     Row,
-    compare,
     forget_peak,
     machine_line,
     matrix_rates,
@@ -34,6 +33,7 @@ from benchmarks.measuring import (
     size_of,
     time_call,
     time_steps,
+    with_ratios,
     write_rows,
 )
 from benchmarks.ranking import make_set
@@ -521,8 +521,8 @@ def main() -> None:
         rows = [Row("matrix product", way, 1 / (rate / 1e12), note="TFLOP/s in items/s") for way, rate in bench.rates.items()]
         for name in arguments.only:
             rows += run_job(name, bench)
-            write_rows(arguments.output / "gpu.json", compare(rows), machine_line(device))
-            text = f"{machine_line(device)}\n\n{print_rows(compare(rows))}\n"
+            write_rows(arguments.output / "gpu.json", with_ratios(rows), machine_line(device))
+            text = f"{machine_line(device)}\n\n{print_rows(with_ratios(rows))}\n"
             (arguments.output / "gpu.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -4,7 +4,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -43,7 +43,7 @@ class Row:
     note: str = ""
 
 
-def compare(rows: Sequence[Row]) -> list[Row]:
+def with_ratios(rows: Sequence[Row]) -> list[Row]:
     """The rows with `faster` filled in."""
     first: dict[str, Row] = {}
     compared = []
@@ -149,8 +149,3 @@ def operations(call: Callable[[], object]) -> int:
 def size_of(network: nn.Module) -> str:
     """Parameters, in millions."""
     return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.0f} M parameters"
-
-
-def first_of(rows: Iterable[Row], job: str) -> Row | None:
-    """The first row of a job."""
-    return next((row for row in rows if row.job == job), None)
