@@ -12,6 +12,8 @@ from processor.fusion import build_samples, fuse_images
 from processor.ranking.evaluation import build_ranking, counting_line, counting_rules, evaluate, results_table
 from processor.ranking.intervals import METHOD
 from processor.ranking.results import Results, write_results
+from processor.report.listing import RunLists, build_lists, write_lists
+from processor.report.page import build_page
 from processor.selection import UNKNOWN, build_tuning_sentences, find_selection
 from utils import distributed
 from utils.cli import run
@@ -20,8 +22,8 @@ from utils.log import describe_environment
 logger = logging.getLogger("test")
 
 
-def test(command: Command) -> Results:
-    """Extract every test image's feature once and score all protocols."""
+def test(command: Command) -> tuple[Results, RunLists | None]:
+    """Extract every test image's feature once and score all protocols; with TEST.REPORT, list what each query found too."""
     cfg, device = command.cfg, command.device
     data = read_hoss(cfg.DATASETS.ROOT_DIR, train=False)
     logger.info("%s", data.summary())
@@ -29,14 +31,14 @@ def test(command: Command) -> Results:
     samples = build_samples(cfg, data.images)
     hashes = hash_files([chip.path for chip in data.images])
     features = extractor.features(samples.images if samples else data.images, hashes, description="features")
-    space, fused = build_common_space(cfg, extractor), None
+    space, fused, lists = build_common_space(cfg, extractor), None, None
     features = space.map_images(features, [chip.modality for chip in data.images]) if space else features
     if samples:
         generated, _ = extractor.samples(samples, hashes, description="features of samples")
         generated = space.map_samples(generated) if space else generated
         fused = fuse_images(features, generated, samples.sources, tau=cfg.TEST.FUSION_TAU)
     ranking, sources = build_ranking(cfg, device), samples.sources if samples else ()
-    return Results(
+    results = Results(
         weights={"path": str(cfg.TEST.WEIGHT), "sha256": extractor.weights_sha256},
         selection=find_selection(cfg.TEST.WEIGHT, extractor.weights_sha256),
         tuning=build_tuning_sentences(cfg, extractor.weights_sha256),
@@ -48,6 +50,10 @@ def test(command: Command) -> Results:
         environment=describe_environment(device=device, seed=cfg.SOLVER.SEED),
         common_space=space.settings if space else None,
     )
+    if cfg.TEST.REPORT and distributed.is_main():
+        digest = extractor.weights_sha256
+        lists = build_lists(cfg, data, ranking, features, fused=fused, samples=samples, weights_sha256=digest)
+    return results, lists
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -55,15 +61,18 @@ def main(arguments: Sequence[str]) -> None:
     example = "python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT logs/hoss_transoss/best_model_rank1.pth"
     parser = config_parser("test.py", "Test a model on the protocols of a data set in HOSS layout.", example)
     with open_command(parser, arguments, log="test_log.txt", needs={"TEST.WEIGHT": "the checkpoint to test"}) as command:
-        results = test(command)
+        results, lists = test(command)
         if distributed.is_main():
             write_results(command.folder / "results.json", results)
+            if lists:
+                write_lists(command.folder, lists)
             print(results_table(results.protocols))
             print(f"{counting_line(build_ranking(command.cfg, command.device))}\n95 %: {METHOD}")
             if results.common_space:
                 print(space_sentence(results.common_space))
             print("\n".join([results.selection.sentence() if results.selection else UNKNOWN, *results.tuning]))
             logger.info("wrote %s", command.folder / "results.json")
+            build_page(command.cfg, command.folder)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from processor.engine import build_training_plan, fit
 from processor.extraction import build_extractor
 from processor.ranking.evaluation import Evaluation, build_ranking, evaluate, results_table
 from processor.reid import ReIDTask
+from processor.report.page import build_page
 from processor.selection import build_resumed, build_split
 from processor.update import Update
 from solver.optimizer import build_center_optimizer, build_optimizer
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str]) -> None:
         fit(task, loader, plan, resume=build_resumed(cfg))
         if task.evaluations:
             logger.info("figures of the %s split:\n%s", task.split.name, results_table(task.evaluations))
+        build_page(cfg, command.folder)
 
 
 if __name__ == "__main__":

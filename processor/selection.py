@@ -114,7 +114,13 @@ def find_selection(weights: str | Path, digest: str) -> Selection | None:
 
 
 def write_tuning(
-    weights: Path, *, digest: str, split: str, settings: Sequence[Settings], not_recommended: Sequence[Settings]
+    weights: Path,
+    *,
+    digest: str,
+    split: str,
+    settings: Sequence[Settings],
+    not_recommended: Sequence[Settings],
+    trials: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write `<weights less .pth>.tuning.json`: settings of the test that `tools.tune` chose for a weights file.
 
@@ -124,9 +130,10 @@ def write_tuning(
         split: 'test' or 'validation', whose queries chose.
         settings: keys of TEST -> values, for each choice that pays: of fusion, of re-ranking.
         not_recommended: the best settings of what is not shown to pay, since a test with them shall be told, too.
+        trials: of fusion, each with its figures, for the page of a run.
     """
     content = {"sha256": digest, "split": split, "settings": list(settings), "not_recommended": list(not_recommended)}
-    write_json(weights.with_suffix(".tuning.json"), content)
+    write_json(weights.with_suffix(".tuning.json"), content | {"trials": list(trials)})
 
 
 def build_tuning_sentences(cfg, digest: str) -> list[str]:

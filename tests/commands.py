@@ -38,6 +38,7 @@ TINY = {
     "SOLVER.EVAL_PERIOD": "2",
     "SOLVER.CHECKPOINT_PERIOD": "2",
     "TEST.NECK_FEAT": "before",
+    "TEST.REPORT": "False",
 }
 """Settings of a run of seconds on two CPU cores; it trains on the chips of `chip_files.write_hoss`."""
 

@@ -117,7 +117,8 @@ def tune(command: Command) -> dict[str, Any]:
     print(f"{told}\n{counting_line(build_ranking(cfg, command.device))}\n95 %: {PAIRED_METHOD}")
     sections, advice = try_all(data, features, build_ranking(cfg, command.device), spaces, stores, grid, args)
     split = "validation" if data.images[0].split.startswith("validation/") else "test"
-    write_tuning(Path(cfg.TEST.WEIGHT), digest=extractor.weights_sha256, split=split, **advice)
+    tried = sections.get("fusion", {}).get("trials", [])
+    write_tuning(Path(cfg.TEST.WEIGHT), digest=extractor.weights_sha256, split=split, trials=tried, **advice)
     print(f"\nto test with what pays: {_keys(advice['settings']) or 'the plain test'}")
     if advice["not_recommended"]:
         print(f"not recommended, the best of what is not shown to pay: {_keys(advice['not_recommended'])}")

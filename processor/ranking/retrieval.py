@@ -151,6 +151,23 @@ def _distance_blocks(query: Tensor, gallery: Tensor, blocks: Sequence[Tensor], d
         yield _exact_distances(scaled, gallery, squares, scale, out=buffer[: len(block)])
 
 
+def ranked_distances(
+    query: Tensor, gallery: Tensor, *, device: torch.device | None = None, memory_bytes: int = 1 << 30
+) -> Iterator[Tensor]:
+    """Squared Euclidean distances in blocks of rows (B, G), float64, in the very order by which `rank_features` ranks.
+
+    Args:
+        query, gallery: (Q, D) and (G, D), as for `rank_features`.
+        device, memory_bytes: likewise.
+    """
+    device = query.device if device is None else torch.device(device)
+    scale, rows = _integer_scale(query, gallery), max(1, memory_bytes // (16 * len(gallery)))
+    blocks = torch.arange(len(query)).split(min(1024, rows))
+    for block, distances in zip(blocks, _distance_blocks(query, gallery, blocks, device), strict=True):
+        own = _to_integers(query[block.to(query.device)].to(device), scale).square_().sum(1, keepdim=True)
+        yield (distances + own).clamp_(min=0) / scale**2
+
+
 def rank_distances(
     distances: Tensor | Iterable[Tensor],
     *,
