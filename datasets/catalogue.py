@@ -131,7 +131,9 @@ def list_entries(folder: Path) -> list[Path]:
 
 
 def find_pictures(path: Path) -> list[Path]:
-    """The pictures of a folder, or the one picture that `path` is.
+    """The pictures of a folder and of those below it, sorted by path, or the one picture that `path` is; none is opened.
+
+    Hidden files and folders are passed over.
 
     Raises:
         DataError: no such path, or no picture in it.
@@ -140,9 +142,14 @@ def find_pictures(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} does not exist; name a folder of chips or a single chip")
-    if pictures := list_pictures(path):
-        return pictures
-    raise DataError(f"{path} holds no chip ({', '.join(IMAGE_SUFFIXES)}); chips in folders below it are not looked for")
+    below = (picture for picture in path.rglob("*") if is_picture(picture))
+    if pictures := [picture for picture in below if not _is_hidden(picture.relative_to(path))]:
+        return sorted(pictures, key=lambda picture: picture.relative_to(path).parts)
+    raise DataError(f"{path} and the folders below it hold no chip ({', '.join(IMAGE_SUFFIXES)})")
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 # Names

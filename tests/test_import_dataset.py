@@ -136,7 +136,7 @@ def test_unknown_ships_are_distractors(tmp_path, chips, word):
         ([[r"C:\chips\a_RGB.tif", "1"]], ("path", "ship_id"), r"line 2: there is no image C:\\chips\\a_RGB\.tif"),
         ([["", "1"]], ("path", "ship_id"), "line 2: neither image_id nor path"),
         ([["rgb/s1_0_RGB.tif", "1", "infrared"]], ("path", "ship_id", "modality"), "line 2: modality 'infrared' is unknown"),
-        ([["rgb/s1_0_RGB.tif"]], ("path",), "columns image_id or path, ship_id"),
+        ([["rgb/s1_0_RGB.tif"]], ("path",), "columns image_id or path, ship_id.*--column"),
         ([["1"]], ("ship_id",), "columns image_id or path, ship_id"),
         ([], ("path", "ship_id"), "lists no image"),
         ([["rgb/s1_0_RGB.tif", "1"], [], ["rgb/s1_0_RGB.tif", "2"]], ("path", "ship_id"), "several times"),
@@ -426,3 +426,80 @@ def test_nothing_is_written_over_or_left_half_done(tmp_path, chips, table, monke
 def test_wrong_calls(tmp_path, table, shares):
     with pytest.raises(UsageError, match=r"--validation|--seed"):
         run("--csv", table, "--output", tmp_path / "d", *shares)
+
+
+# Tables of other makes
+
+
+def test_columns_are_mapped(tmp_path, chips, table):
+    rows = [[path, ship] for path, ship in rows_of(chips)]
+    other = write_csv(tmp_path / "b.csv", rows, ("FileName", "label"))
+    columns = command.parse_columns(["image=filename", "ship=Label"])
+    found, expected = read_table(other, chips, columns=columns), read_table(table, chips)
+    assert (found.chips, found.ships) == (expected.chips, expected.ships)
+    with pytest.raises(DataError, match=r"no column name, which --column names; it has .*filename"):
+        read_table(other, chips, columns={"path": "name"})
+    for words in (["image"], ["image="], ["size=big"]):
+        with pytest.raises(UsageError, match="--column"):
+            command.parse_columns(words)
+
+
+def test_ids_that_spreadsheets_broke_are_said(tmp_path, chips, caplog):
+    ids = ["2.01E+12", "unknown", "N/A", "12", "012", "12.0", "Ship1", "ship1"]
+    rows = [[f"rgb/s{number}_0_RGB.tif", name] for number, name in enumerate(ids, 1)]
+    listed = read_table(write_csv(tmp_path / "t.csv", rows), chips)
+    assert [listed.ships[chip.path] for chip in listed.chips] == ["2.01E+12", "", "", "12", "12", "12", "Ship1", "ship1"]
+    for words in (
+        "2.01E+12 were rounded",
+        "unknown, N/A, of 2 image(s)",
+        "012 = 12 = 12.0 are taken as one",
+        "Ship1 / ship1 are",
+    ):
+        assert words in caplog.text
+    caplog.clear()
+    read_table(write_csv(tmp_path / "t.csv", rows_of(chips)), chips)
+    assert caplog.text == ""
+
+
+def test_broken_files_of_a_table_are_listed_and_skipped(tmp_path, chips, table, capsys):
+    (chips / "rgb" / "s1_0_RGB.tif").write_bytes(b"II*\0")
+    (chips / "sar" / "s2_1_SAR.tif").unlink()
+    with pytest.raises(DataError, match=f"2 of {4 * SHIPS + 2} lines cannot be used"):
+        run("--csv", table, "--images", chips, "--output", tmp_path / "d")
+    listed_faults = capsys.readouterr().err
+    assert "s1_0_RGB.tif is damaged" in listed_faults and "no image sar/s2_1_SAR.tif" in listed_faults
+    assert not (tmp_path / "d").exists()
+    with pytest.raises(DataError, match=r"2 file\(s\) were skipped"):
+        run("--csv", table, "--images", chips, "--output", tmp_path / "d", "--skip-bad")
+    assert len(list((tmp_path / "d").rglob("*.tif"))) == 4 * SHIPS
+
+
+def test_labelled_training_beside_a_test_without_labels(tmp_path, chips, table, capsys):
+    query, gallery = tmp_path / "q", tmp_path / "g"
+    write_chip(query / "a" / "1_RGB.tif", seed=1)
+    write_chip(query / "b" / "1_RGB.tif", seed=2)
+    for number in range(3):
+        write_chip(gallery / f"{number}_SAR.tif", seed=number).rename(gallery / f"{number}.tif")
+    listed = write_csv(tmp_path / "g.csv", [[f"{number}.tif", "sar"] for number in range(3)], ("filename", "modality"))
+    listed.rename(gallery / "list.csv")
+    labels = write_csv(tmp_path / "l.csv", rows_of(chips), ("filename", "ship_id"))
+    words = ["--csv", labels, "--images", chips, "--column", "path=filename", "--validation", 0.25]
+    run(*words, "--query", query, "--gallery", gallery / "list.csv", "--output", tmp_path / "d")
+    files = {
+        path.relative_to(tmp_path / "d" / "unlabelled").as_posix() for path in (tmp_path / "d" / "unlabelled").rglob("*.tif")
+    }
+    assert files == {"query/1_RGB.tif", "query/2_1_RGB.tif", *(f"gallery/{number}_SAR.tif" for number in range(3))}
+    assert not (tmp_path / "d" / "HOSS" / "query").exists()
+    data = read_hoss(tmp_path / "d" / "validation")
+    assert data.num_identities == SHIPS - 3 and len({chip.ship for chip in data.images} - {DISTRACTOR}) == 3
+    rows = list(csv.DictReader((tmp_path / "d" / "images.csv").open()))
+    assert {row["image_id"] for row in rows if "unlabelled/query" in row["file"]} == {"a/1_RGB.tif", "b/1_RGB.tif"}
+    told = capsys.readouterr().err
+    assert "the validation part has 6 queries, too few to choose by" in told and "from 19 to 81 %" in told
+    with pytest.raises(UsageError, match="together"):
+        run(*words, "--query", query, "--output", tmp_path / "e")
+
+
+def test_a_large_validation_part_is_enough():
+    queries = [Chip(Path(f"{number}.tif"), number, Modality.SAR, Split.VALIDATION_QUERY) for number in range(100)]
+    assert command.warn_of_small_validation({Split.VALIDATION_QUERY: queries}) is None

@@ -14,6 +14,7 @@ from torch.nn import functional
 from configs import load_cfg
 from datasets.catalogue import find_pictures, read_hoss
 from datasets.chips import read_chip
+from datasets.folders import gather_chips
 from datasets.records import DISTRACTOR, Chip, Modality
 from datasets.sar import render_max, render_percentile
 from model.build import build_model
@@ -21,7 +22,7 @@ from processor.ranking.evaluation import Ranking, rank_protocol
 from tests.chip_files import optical_pixels, sar_values, write_chip, write_hoss
 from tools import check_dataset, import_dataset
 from tools import rank as command
-from tools.rank import RankedList, draw_sheet, find_records, prediction, rank_records
+from tools.rank import RankedList, draw_sheet, prediction, rank_records
 from utils.checkpoint import save
 from utils.errors import CheckpointError, DataError, UsageError
 
@@ -65,6 +66,16 @@ def run(query, gallery, weights, *arguments) -> None:
     command.main(["--query", str(query), "--gallery", str(gallery), "--weights", str(weights), *map(str, arguments), *SETTINGS])
 
 
+def names_of(lists) -> tuple[dict, dict]:
+    """File names of queries and gallery."""
+    found = [chip.path for ranked in lists for chip in ranked.found]
+    return {ranked.query.path: ranked.query.path.name for ranked in lists}, {path: path.name for path in found}
+
+
+def find_records(folder, modality="auto"):
+    return gather_chips(folder, "gallery", modality, partial(read_chip, render_sar=render_percentile)).chips
+
+
 def records(modalities, split="gallery"):
     return [Chip(Path(f"{split}{number}.tif"), DISTRACTOR, modality, split) for number, modality in enumerate(modalities)]
 
@@ -94,7 +105,7 @@ def test_equal_distances_keep_the_order_of_the_gallery_and_lists_are_cut():
     (ranked,) = rank_records(query, gallery, features, Ranking(), top_k=3)
     assert [record.path.name for record in ranked.found] == ["gallery1.tif", "gallery3.tif", "gallery0.tif"]
     assert ranked.distances == pytest.approx((0, 0, 2))
-    assert prediction([ranked]) == {"query0.tif": ["gallery1.tif", "gallery3.tif", "gallery0.tif"]}
+    assert prediction([ranked], *names_of([ranked])) == {"query0.tif": ["gallery1.tif", "gallery3.tif", "gallery0.tif"]}
 
 
 def test_ties_are_told(caplog):
@@ -116,28 +127,57 @@ def test_many_queries_go_in_blocks(monkeypatch):
     whole = rank_records(query, gallery, features, Ranking(), top_k=0)
     monkeypatch.setattr(command, "BLOCK_QUERIES", 2)
     blocks = rank_records(query, gallery, features, Ranking(), top_k=0)
-    assert prediction(blocks) == prediction(whole) and len(whole) == 7
+    assert prediction(blocks, *names_of(blocks)) == prediction(whole, *names_of(whole)) and len(whole) == 7
 
 
 # Folders
 
 
 def test_pictures_are_found_with_their_modality(folders):
-    found = {record.path.name: record.modality for record in find_records(folders[0], "query", "auto")}
+    found = {record.path.name: record.modality for record in find_records(folders[0])}
     assert found == {"which_SAR.png": Modality.SAR, "who.png": Modality.OPTICAL}
-    assert {record.modality for record in find_records(folders[1], "gallery", "sar")} == {Modality.SAR}
+    assert {record.modality for record in find_records(folders[1], "sar")} == {Modality.SAR}
 
 
 def test_what_is_no_picture_is_left_out(tmp_path):
     for name in ("notes.txt", ".hidden_RGB.png"):
         (tmp_path / name).touch()
-    with pytest.raises(DataError, match="holds no chip"):
+    with pytest.raises(DataError, match="hold no chip"):
         find_pictures(tmp_path)
     with pytest.raises(DataError, match="nowhere does not exist"):
         find_pictures(tmp_path / "nowhere")
     write_chip(tmp_path / "B_RGB.PNG")
     write_chip(tmp_path / "a_SAR.tif")
     assert [path.name for path in find_pictures(tmp_path)] == ["B_RGB.PNG", "a_SAR.tif"]
+
+
+def test_folders_are_searched_below_and_names_tell_where(tmp_path, folders, weights):
+    query, gallery = folders
+    write_chip(gallery / "day 2" / "b" / "picture 1_RGB.png", seed=2)
+    write_chip(gallery / ".cache" / "x_RGB.png", seed=2)
+    run(query / "who.png", gallery, weights, "--output", tmp_path / "out", "--sheets")
+    found = json.loads((tmp_path / "out" / "prediction.json").read_text())["who.png"]
+    assert set(found[:2]) == {"picture 2.png", "day 2/b/picture 1_RGB.png"} and len(found) == 10
+    run(gallery, gallery, weights, "--output", tmp_path / "all", "--sheets")
+    assert (tmp_path / "all" / "sheets" / "day 2" / "b" / "picture 1_RGB.png.png").is_file()
+
+
+def test_broken_files_are_listed_and_skipped_and_counted(tmp_path, folders, weights, capsys):
+    query, gallery = folders
+    (gallery / "bad_RGB.png").write_bytes(b"nothing")
+    Image.fromarray(optical_pixels()).save(gallery / "rough_RGB.png")
+    (gallery / "rough_RGB.png").write_bytes((gallery / "rough_RGB.png").read_bytes()[:500])
+    with pytest.raises(DataError, match=r"2 of 11 files cannot be used .* --skip-bad"):
+        run(query, gallery, weights, "--output", tmp_path / "out")
+    listed = capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and "bad_RGB.png" in listed and "rough_RGB.png" in listed
+    with pytest.raises(DataError, match=r"2 of 13 files were skipped .* everything else was done") as caught:
+        run(query, gallery, weights, "--output", tmp_path / "out", "--skip-bad")
+    assert caught.value.exit_status == 1
+    ranking = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert {len(names) for names in ranking.values()} == {9}
+    with pytest.raises(DataError, match="none of 1 files can be used"):
+        run(query, gallery / "bad_RGB.png", weights, "--output", tmp_path / "none", "--skip-bad")
 
 
 # The command
@@ -191,7 +231,7 @@ def test_a_negative_length_is_a_wrong_call(folders, weights):
 
 
 def test_sheets_show_the_query_and_what_was_found(folders):
-    query, gallery = (find_records(folder, "x", "auto") for folder in folders)
+    query, gallery = (find_records(folder) for folder in folders)
     ranked = RankedList(query[1], tuple(gallery[:3]), (0.1, 0.2, 0.3))
     sheet = np.asarray(draw_sheet(ranked, partial(read_chip, render_sar=render_percentile)))
     one = np.asarray(

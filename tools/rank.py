@@ -5,7 +5,8 @@ sheet of pictures for each query.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from configs.command import config_parser, open_command
-from datasets.catalogue import find_modality, find_pictures
 from datasets.chips import ChipReading
+from datasets.folders import MODALITY_CHOICES, count_broken, gather_chips, refuse_broken
 from datasets.loaders import build_chip_reading
-from datasets.records import DISTRACTOR, Chip, Modality, Split
+from datasets.records import Chip, Split
 from processor.common_space import build_common_space
 from processor.extraction import build_extractor
 from processor.ranking.evaluation import Ranking, build_ranking, expand, warn_of_ties
@@ -30,13 +31,15 @@ from utils.files import replacing, write_json, write_text
 from utils.log import progress
 from utils.tables import csv_text
 
-MODALITIES = {"optical": Modality.OPTICAL, "sar": Modality.SAR}
+Names = Mapping[Path, str]
+"""Path of a picture -> what it is called, see `datasets.folders.Gathered`."""
+
 BLOCK_QUERIES = 256
 CELL = (96, 224)
 """Width and height of a picture on a sheet, in pixels."""
 
-CAPTION = 28
-"""Height of the caption of a picture on a sheet, in pixels."""
+LINE, LETTERS = 14, 15
+"""Height in pixels and length of a line of the caption of a picture on a sheet."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +55,6 @@ class RankedList:
     query: Chip
     found: tuple[Chip, ...]
     distances: tuple[float, ...]
-
-
-def find_records(path: Path, split: Split, modality: str) -> list[Chip]:
-    """Records of the pictures in a folder (or of a single one), their modality from `modality` or by `find_modality`.
-
-    Args:
-        path: folder or file.
-        split: of the query or the gallery.
-        modality: 'auto', 'optical' or 'sar'.
-
-    Raises:
-        DataError: no picture there, or one whose modality is open.
-    """
-    return [
-        Chip(image, DISTRACTOR, MODALITIES[modality] if modality in MODALITIES else find_modality(image), split)
-        for image in find_pictures(path)
-    ]
 
 
 def rank_records(
@@ -113,45 +99,53 @@ def _blocks_of_distances(query: Tensor, gallery: Tensor, query_modalities: Tenso
         yield squared_distances(block.to(ranking.device), gallery).cpu()
 
 
-def format_lists(lists: Sequence[RankedList]) -> str:
-    """The lists as a CSV, one line for each query and rank."""
+def format_lists(lists: Sequence[RankedList], asking: Names, asked: Names) -> str:
+    """The lists as a CSV, one line for each query and rank; `asking` and `asked` are the names of queries and gallery."""
     rows = []
     for ranked in lists:
         for rank, (record, distance) in enumerate(zip(ranked.found, ranked.distances), start=1):
             kinds = [ranked.query.modality.name.lower(), record.modality.name.lower()]
-            rows.append([ranked.query.path.name, rank, record.path.name, f"{distance:.6g}", *kinds])
+            rows.append([asking[ranked.query.path], rank, asked[record.path], f"{distance:.6g}", *kinds])
     return csv_text(["query", "rank", "gallery", "distance", "query_modality", "gallery_modality"], rows)
 
 
-def prediction(lists: Sequence[RankedList]) -> dict[str, list[str]]:
-    """The lists as in prediction.json: query file name -> gallery file names, nearest first."""
-    return {ranked.query.path.name: [record.path.name for record in ranked.found] for ranked in lists}
+def prediction(lists: Sequence[RankedList], asking: Names, asked: Names) -> dict[str, list[str]]:
+    """The lists as in prediction.json: name of a query -> names of what it found, nearest first."""
+    return {asking[ranked.query.path]: [asked[record.path] for record in ranked.found] for ranked in lists}
 
 
 def draw_sheet(ranked: RankedList, read: ChipReading) -> Image.Image:
-    """The query and what it found, side by side, each as the network sees it before resizing, with name and distance."""
+    """The query and what it found, side by side in frames, each as the network sees it before resizing, with its whole name."""
     width, height = CELL
-    sheet = Image.new("RGB", ((width + 8) * (1 + len(ranked.found)) + 16, height + CAPTION + 16), "white")
-    draw = ImageDraw.Draw(sheet)
+    records = (ranked.query, *ranked.found)
     captions = ["query", *(f"{rank}: {distance:.3f}" for rank, distance in enumerate(ranked.distances, start=1))]
-    for column, (record, caption) in enumerate(zip((ranked.query, *ranked.found), captions)):
+    # The built-in font has Latin letters only.
+    texts = [
+        "\n".join([caption, *textwrap.wrap(record.path.name.encode("ascii", "replace").decode(), LETTERS)])
+        for record, caption in zip(records, captions)
+    ]
+    lines = max(text.count("\n") + 1 for text in texts)
+    sheet = Image.new("RGB", ((width + 8) * len(records) + 16, height + LINE * lines + 20), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, (record, text) in enumerate(zip(records, texts)):
         left = 8 + column * (width + 8) + (8 if column else 0)
         picture = Image.fromarray(read(record))
         scale = min(width / picture.width, height / picture.height)
         picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-        sheet.paste(picture, (left + (width - picture.width) // 2, 8 + (height - picture.height) // 2))
-        name = record.path.stem if len(record.path.stem) <= 16 else f"{record.path.stem[:7]}..{record.path.stem[-7:]}"
-        # The built-in font has Latin letters only.
-        draw.text((left, height + 10), f"{caption}\n{name.encode('ascii', 'replace').decode()}", fill="black", font_size=10)
+        place = (left + (width - picture.width) // 2, 8 + (height - picture.height) // 2)
+        sheet.paste(picture, place)
+        frame = (place[0] - 2, place[1] - 2, place[0] + picture.width + 1, place[1] + picture.height + 1)
+        draw.rectangle(frame, outline="black" if column else "red", width=1 if column else 2)
+        draw.text((left, height + 12), text, fill="black", font_size=10)
     return sheet
 
 
-def write_sheets(folder: Path, lists: Sequence[RankedList], read: ChipReading) -> None:
-    """Write `<folder>/<query file name>.png` for each query."""
+def write_sheets(folder: Path, lists: Sequence[RankedList], read: ChipReading, names: tuple[Names, Names]) -> None:
+    """Write `<folder>/<name of the query>.png` for each query; `names` is of queries and gallery."""
     with progress(len(lists), "drawing sheets", unit="sheet") as bar:
         for ranked in lists:
-            with replacing(folder / f"{ranked.query.path.name}.png") as temporary:
-                draw_sheet(ranked, read).save(temporary)
+            with replacing(folder / f"{names[0][ranked.query.path]}.png") as temporary:
+                draw_sheet(ranked, read).save(temporary, format="PNG")
             bar.update()
 
 
@@ -163,16 +157,21 @@ def build_parser() -> argparse.ArgumentParser:
         "python -m tools.rank --config_file configs/hoss_transoss.yml --weights best_model_mAP.pth \\\n"
         "      --query chips/today --gallery chips/last_week --top-k 10 --output logs/ranking --sheets",
     )
-    modality = {"choices": ("auto", *MODALITIES), "default": "auto"}
+    modality = {"choices": ("auto", *MODALITY_CHOICES), "default": "auto"}
     parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint")
     parser.add_argument(
-        "--query", type=Path, required=True, metavar="DIR", help="folder of pictures to look for, or one picture"
+        "--query",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of pictures to look for, searched below, or one picture",
     )
-    parser.add_argument("--gallery", type=Path, required=True, metavar="DIR", help="folder of pictures to look among")
+    parser.add_argument("--gallery", type=Path, required=True, metavar="DIR", help="the same to look among")
     parser.add_argument("--query-modality", **modality, help="what took the queries (auto: from the name, else the pixels)")
     parser.add_argument("--gallery-modality", **modality, help="what took the gallery (auto)")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="length of each list; 0 for the whole gallery (0)")
     parser.add_argument("--output", type=Path, default=Path("ranking"), metavar="DIR", help="folder of the results (ranking)")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without files that cannot be read (exit status 1)")
     parser.add_argument("--sheets", action="store_true", help="draw the best 10 of each list as sheets/<query>.png")
     return parser
 
@@ -183,19 +182,24 @@ def main(arguments: Sequence[str]) -> None:
         args, cfg, device = command.args, command.cfg, command.device
         if args.top_k < 0:
             raise UsageError(f"--top-k is {args.top_k}; take a length, or 0 for the whole gallery")
-        query = find_records(args.query, Split.QUERY, args.query_modality)
-        gallery = find_records(args.gallery, Split.GALLERY, args.gallery_modality)
+        read = build_chip_reading(cfg)
+        asking = gather_chips(args.query, Split.QUERY, args.query_modality, read)
+        asked = gather_chips(args.gallery, Split.GALLERY, args.gallery_modality, read)
+        for side in (asking, asked):
+            refuse_broken(side, skip=args.skip_bad)
+        query, gallery, names = asking.chips, asked.chips, (asking.names, asked.names)
         extractor = build_extractor(cfg, device, weights=args.weights)
         features = extractor.features([*query, *gallery], description="features")
         if space := build_common_space(cfg, extractor):
             features = space.map_images(features, [chip.modality for chip in (*query, *gallery)])
         lists = rank_records(query, gallery, features, build_ranking(cfg, device), top_k=args.top_k)
-        write_text(args.output / "ranking.csv", format_lists(lists))
-        write_json(args.output / "prediction.json", prediction(lists))
+        write_text(args.output / "ranking.csv", format_lists(lists, *names))
+        write_json(args.output / "prediction.json", prediction(lists, *names))
         if args.sheets:
             best = [RankedList(ranked.query, ranked.found[:10], ranked.distances[:10]) for ranked in lists]
-            write_sheets(args.output / "sheets", best, build_chip_reading(cfg))
+            write_sheets(args.output / "sheets", best, read, names)
         print(f"{len(query)} queries ranked against {len(gallery)} gallery pictures: {args.output}")
+        count_broken(asking, asked)
 
 
 if __name__ == "__main__":

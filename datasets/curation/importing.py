@@ -2,23 +2,34 @@
 
 import csv
 import io
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from datasets.catalogue import IMAGE_SUFFIXES, NAME_WORDS, find_modality
+from datasets.curation.ids import unify_ships
+from datasets.rasters import read_raster
 from datasets.records import DISTRACTOR, Chip, Modality, Split
 from utils.errors import DataError, shorten, shown, some
+from utils.log import progress
 from utils.reading import read_json, read_text
+
+logger = logging.getLogger(__name__)
 
 MODALITY_WORDS = NAME_WORDS | {"eo": Modality.OPTICAL, "visible": Modality.OPTICAL, "0": Modality.OPTICAL, "1": Modality.SAR}
 """What a table may say in its column `modality`, in any case."""
 
-NO_SHIP = ("", "-1", "-1.0", "nan", "none", "null")
-"""What a table says, in any case, where nobody knows the ship: a distractor."""
+Row = tuple[Path, str, str, Modality]
+"""File, image_id, ship and modality of a line."""
+
+COLUMNS = {"image": "image_id", "image_id": "image_id", "path": "path", "ship": "ship_id", "ship_id": "ship_id"} | {
+    "modality": "modality"
+}
+"""What `--column` may name -> the column that it is."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +40,23 @@ class ChipTable:
         chips: in the order of the table; their split is still to be drawn (TRAIN).
         ids: path of a chip -> its image_id, which names it in a task and decides its place in draws.
         ships: path of a chip -> its ship as written there; '' where the ship is not known.
+        skipped: of each line that cannot be used, why.
     """
 
     chips: tuple[Chip, ...]
     ids: dict[Path, str]
     ships: dict[Path, str]
+    skipped: tuple[str, ...] = ()
 
 
-def read_table(table: Path, images: Path) -> ChipTable:
+def read_table(
+    table: Path,
+    images: Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    labelled: bool = True,
+    skip_bad: bool = False,
+) -> ChipTable:
     """Read a CSV of images: columns `image_id` or `path` or both, `ship_id`, and `modality` unless names or pixels tell it.
 
     Separated by commas, semicolons or tabs; UTF-8, with or without byte order mark. A path may have slashes or backslashes. An
@@ -45,19 +65,21 @@ def read_table(table: Path, images: Path) -> ChipTable:
     Args:
         table: the CSV file.
         images: the folder that relative paths start from.
+        columns: what columns are called in this table: 'image_id', 'path', 'ship_id' or 'modality' -> name.
+        labelled: whether `ship_id` is needed.
+        skip_bad: leave out lines that cannot be used, instead of refusing the table.
 
     Raises:
-        DataError: a missing column, an image that is not there or is listed twice, an unknown modality; lines are named.
+        DataError: a missing column, an image that is not there, cannot be read or is listed twice, an unknown modality; lines
+            are named.
     """
-    lines = _read_csv(table)
+    lines = _read_csv(table, columns or {}, labelled)
     if not lines:
         raise DataError(f"{table} lists no image; put one line for each below the names of the columns")
-    rows = []
-    for number, line in lines:
-        try:
-            rows.append(_read_line(line, images))
-        except DataError as error:
-            raise DataError(f"{table}, line {number}: {error}") from error
+    rows, faults = _read_lines(table, lines, images)
+    _report(table, faults, len(lines), skip=skip_bad)
+    ships = unify_ships([ship for *_, ship, _ in rows])
+    rows = [(path, image_id, ships[ship], modality) for path, image_id, ship, modality in rows]
     _refuse_repeated(table, "image_id", [image_id for _, image_id, *_ in rows])
     _refuse_repeated(table, "file", [str(path) for path, *_ in rows])
     pids = number_ships(ship for *_, ship, _ in rows)
@@ -65,7 +87,31 @@ def read_table(table: Path, images: Path) -> ChipTable:
         chips=tuple(Chip(path, pids[ship], modality, Split.TRAIN) for path, _, ship, modality in rows),
         ids={path: image_id for path, image_id, *_ in rows},
         ships={path: ship for path, _, ship, _ in rows},
+        skipped=tuple(faults),
     )
+
+
+def _read_lines(table: Path, lines: Sequence[tuple[int, dict[str, str]]], images: Path) -> tuple[list[Row], list[str]]:
+    """What each line says, and what is wrong with those that cannot be used."""
+    rows, faults = [], []
+    with progress(len(lines), f"reading {table.name}", unit="image") as bar:
+        for number, line in lines:
+            try:
+                rows.append(_read_line(line, images))
+            except DataError as error:
+                faults.append(f"{table}, line {number}: {error}")
+            bar.update()
+    return rows, faults
+
+
+def _report(table: Path, faults: Sequence[str], total: int, *, skip: bool) -> None:
+    """Refuse a table with faults, all listed, or go on if some line is left."""
+    if len(faults) == 1 and not skip:
+        raise DataError(faults[0])
+    for fault in faults:
+        logger.warning("%s", fault)
+    if faults and (not skip or len(faults) == total):
+        raise DataError(f"{table}: {len(faults)} of {total} lines cannot be used (listed above); mend them, or add --skip-bad")
 
 
 def number_ships(ships: Iterable[str]) -> dict[str, int]:
@@ -80,13 +126,13 @@ def number_ships(ships: Iterable[str]) -> dict[str, int]:
     return pids | {"": DISTRACTOR}
 
 
-def _read_csv(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """Number and fields of each line that is not empty; names of columns in lower case."""
+def _read_csv(table: Path, columns: Mapping[str, str], labelled: bool) -> list[tuple[int, dict[str, str]]]:
+    """Number and fields of each line that is not empty; names of columns in lower case, or as `columns` calls them."""
     try:
         text = io.StringIO(read_text(table, encoding="utf-8-sig"), newline="")
         header = text.readline()
         separator = max(",;\t", key=header.count)
-        columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator), [])]
+        found = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator), [])]
         rows = csv.reader(text, delimiter=separator)
         lines = [(rows.line_num + 1, [cell.strip() for cell in row]) for row in rows]
     except OSError as error:
@@ -95,13 +141,20 @@ def _read_csv(table: Path) -> list[tuple[int, dict[str, str]]]:
         raise DataError(f"{table} is not in UTF-8; save it as 'CSV UTF-8'") from error
     except csv.Error as error:
         raise DataError(f"{table} is no CSV file ({error}); save it as 'CSV UTF-8'") from error
-    if "ship_id" not in columns or not {"image_id", "path"} & set(columns):
-        raise DataError(f"{table} needs a first line with columns image_id or path, ship_id, modality; it has {some(columns)}")
-    return [(number, dict(zip(columns, cells))) for number, cells in lines if any(cells)]
+    ours = {theirs.strip().lower(): name for name, theirs in columns.items()}
+    if missing := sorted(set(ours) - set(found)):
+        raise DataError(f"{table} has no column {missing[0]}, which --column names; it has {some(found)}")
+    names = [ours.get(name, name) for name in found]
+    if (labelled and "ship_id" not in names) or not {"image_id", "path"} & set(names):
+        needed = "image_id or path, ship_id, modality" if labelled else "image_id or path, modality"
+        raise DataError(
+            f"{table} needs a first line with columns {needed}; it has {some(found)}; say which is which by --column"
+        )
+    return [(number, dict(zip(names, cells))) for number, cells in lines if any(cells)]
 
 
-def _read_line(line: dict[str, str], images: Path) -> tuple[Path, str, str, Modality]:
-    """File, image_id, ship and modality of a line."""
+def _read_line(line: dict[str, str], images: Path) -> Row:
+    """What a line of a table says."""
     written = line.get("path") or line.get("image_id", "")
     if not written:
         raise DataError("neither image_id nor path is given; name the image")
@@ -109,9 +162,9 @@ def _read_line(line: dict[str, str], images: Path) -> tuple[Path, str, str, Moda
     word = line.get("modality", "").lower()
     if word and word not in MODALITY_WORDS:
         raise DataError(f"modality {shown(word)} is unknown; write 'optical' or 'sar'")
-    ship = line.get("ship_id", "")
-    ship = "" if ship.lower() in NO_SHIP else ship
-    return path, line.get("image_id") or written, ship, MODALITY_WORDS[word] if word else find_modality(path)
+    modality = MODALITY_WORDS[word] if word else find_modality(path)
+    read_raster(path)
+    return path, line.get("image_id") or written, line.get("ship_id", ""), modality
 
 
 def _find_file(written: str, images: Path) -> Path:
