@@ -20,20 +20,12 @@ def attention_rollout(base: TransOSS, images: Tensor, modalities: Tensor, sizes:
     Returns:
         (B, rows, columns) of the patch grid, float32 on the CPU; of each image the largest is 1.
     """
-    joint: Tensor | None = None
-
-    def follow(attention: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal joint
-        weights = _attention_of(attention, inputs[0])
-        step = (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2
-        joint = step if joint is None else step @ joint
-
-    hooks = [block.attn.register_forward_pre_hook(follow) for block in base.blocks]
-    try:
-        base(images, modalities, sizes)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    tokens = base.embed(images, modalities, sizes)
+    identity = joint = torch.eye(tokens.shape[1], device=tokens.device)
+    for block in base.blocks:
+        weights = _attention_of(block.attn, block.norm1(tokens))
+        joint = (weights + identity) / 2 @ joint
+        tokens = block(tokens)
     first = base.class_tokens
     patches = joint[:, 0, first : first + base.patch_embed.num_patches]
     patches = patches / patches.amax(1, keepdim=True)
