@@ -11,7 +11,7 @@ from processor.feature_store import hash_files, hash_text
 from processor.fusion import build_samples, fuse_images
 from processor.ranking.evaluation import build_ranking, counting_line, counting_rules, evaluate, results_table
 from processor.ranking.intervals import METHOD
-from processor.ranking.results import Results, write_results
+from processor.ranking.results import Results, results_path, write_results
 from processor.report.listing import RunLists, build_lists, write_lists
 from processor.report.page import build_page
 from processor.selection import UNKNOWN, build_tuning_sentences, find_selection
@@ -63,7 +63,8 @@ def main(arguments: Sequence[str]) -> None:
     with open_command(parser, arguments, log="test_log.txt", needs={"TEST.WEIGHT": "the checkpoint to test"}) as command:
         results, lists = test(command)
         if distributed.is_main():
-            write_results(command.folder / "results.json", results)
+            path = results_path(command.folder, **results.weights)
+            write_results(path, results)
             if lists:
                 write_lists(command.folder, lists)
             print(results_table(results.protocols))
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str]) -> None:
             if results.common_space:
                 print(space_sentence(results.common_space))
             print("\n".join([results.selection.sentence() if results.selection else UNKNOWN, *results.tuning]))
-            logger.info("wrote %s", command.folder / "results.json")
+            other = "" if path.name == "results.json" else "; results.json there is of other weights and stays"
+            logger.info("wrote %s%s", path, other)
             build_page(command.cfg, command.folder)
 
 

@@ -5,19 +5,20 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from configs.command import config_parser, open_command
+from configs.command import config_parser, open_training
 from datasets.catalogue import HossData
 from datasets.loaders import build_train_loader
 from datasets.validation import build_training_data
 from loss.criterion import build_criterion
 from model.build import build_model
 from model.pretrained import build_start
-from processor.engine import build_training_plan, fit
+from processor.engine import fit
 from processor.extraction import build_extractor
 from processor.ranking.evaluation import Evaluation, build_ranking, evaluate, results_table
 from processor.reid import ReIDTask
 from processor.report.page import build_page
-from processor.selection import build_resumed, build_split
+from processor.selection import build_split
+from processor.task import build_training_plan
 from processor.update import Update
 from solver.optimizer import build_center_optimizer, build_optimizer
 from solver.schedule import build_schedule
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
     """Read the call and train."""
     example = "python train.py --config_file configs/hoss_transoss.yml DATASETS.ROOT_DIR data SOLVER.SEED 1"
     parser = config_parser("train.py", "Train a re-identification model on a data set in HOSS layout.", example)
-    with open_command(parser, arguments, log="train_log.txt") as command:
+    with open_training(parser, arguments) as command:
         cfg, device = command.cfg, command.device
         seed_everything(cfg.SOLVER.SEED, distributed.rank())
         data = build_training_data(cfg)
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
         loader, task = build_train_loader(cfg, data, **share), build_reid_task(cfg, data, device)
         command.record()
         plan = build_training_plan(cfg, command.folder, cfg.MODEL.NAME, split=vars(task.split))
-        fit(task, loader, plan, resume=build_resumed(cfg))
+        fit(task, loader, plan, resume=cfg.SOLVER.RESUME)
         if task.evaluations:
             logger.info("figures of the %s split:\n%s", task.split.name, results_table(task.evaluations))
         build_page(cfg, command.folder)

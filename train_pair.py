@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 
-from configs.command import config_parser, open_command
+from configs.command import config_parser, open_training
 from datasets.loaders import build_pair_loader
 from datasets.pairs import Pair, read_optisar_pairs, read_registered_pairs
 from loss.terms import pair_loss
 from model.build import build_model
 from model.pretrained import build_start
-from processor.engine import build_training_plan, fit
+from processor.engine import fit
 from processor.pairs import PairTask
+from processor.task import build_training_plan
 from processor.update import Update
 from solver.optimizer import build_optimizer
 from solver.schedule import build_schedule
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     example = "python train_pair.py --config_file configs/pretrain_transoss.yml DATASETS.ROOT_DIR data"
     description = "Pre-train the network contrastively on optical-SAR pairs; its output is what train.py starts from."
     parser = config_parser("train_pair.py", description, example)
-    with open_command(parser, arguments, log="train_log.txt") as command:
+    with open_training(parser, arguments) as command:
         cfg, device = command.cfg, command.device
         seed_everything(cfg.SOLVER.SEED, distributed.rank())
         task, pairs = build_pair_task(cfg, device), build_pairs(cfg)

@@ -23,7 +23,7 @@ from processor.ranking.intervals import MEASURE_METHOD, METHOD, Interval, mean_i
 from utils import checkpoint, cli
 from utils.errors import DataError
 from utils.files import write_json
-from utils.log import make_output_dir, progress, table
+from utils.log import progress, table
 
 logger = logging.getLogger(__name__)
 
@@ -208,11 +208,10 @@ def main(arguments: Sequence[str]) -> None:
         "does the same in the feature space of a re-identification network.",
         "python -m bbdm.evaluate --config_file configs/bbdm_qxs.yml BBDM.WEIGHT logs/bbdm_qxs/bridge_100.pth OUTPUT_DIR out",
     )
-    with open_command(parser, arguments, needs=NEEDS) as command:
-        folder = make_output_dir(command.cfg.OUTPUT_DIR)
+    with open_command(parser, arguments, needs=NEEDS, writes=True) as command:
         figures = build_comparison(command.cfg, command.device)
         space = "a small network trained contrastively on the SAR pictures of the training places"
-        publish(build_report(command.cfg, figures, features=space), folder)
+        publish(build_report(command.cfg, figures, features=space), command.folder)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from datasets.validation import build_validation_data
 from utils import checkpoint, cli, distributed
 from utils.device import Precision
 from utils.errors import DataError, UsageError
-from utils.log import make_output_dir
 
 logger = logging.getLogger(__name__)
 
@@ -106,15 +105,14 @@ def open_shared_store(folder: Path, run: SamplingRun, sources: Sequence[Chip], c
     return distributed.broadcast(jobs)
 
 
-def build_and_sample(cfg, device: torch.device) -> None:
-    """Write the samples that `cfg` asks for into OUTPUT_DIR; those that are there already stay."""
+def build_and_sample(cfg, device: torch.device, folder: Path) -> None:
+    """Write the samples that `cfg` asks for into a folder; those that are there already stay."""
     unknown = [split for split in cfg.BBDM.SPLITS if split not in SPLITS]
     if unknown:
         raise UsageError(f"BBDM.SPLITS names {', '.join(unknown)}; splits are {', '.join(SPLITS)}")
     settings = build_sampler_settings(cfg)
     sources = build_sources(cfg)
     model = build_sampling_model(cfg, device)
-    folder = make_output_dir(cfg.OUTPUT_DIR)
     run = build_run(cfg, settings, model.precision)
     jobs = open_shared_store(folder, run, sources, cfg.dump())
     total = len(sources) * cfg.BBDM.SAMPLE_NUM
@@ -146,8 +144,8 @@ def main(arguments: Sequence[str]) -> None:
         "python -m bbdm.sample --config_file configs/bbdm_hoss.yml BBDM.WEIGHT logs/bbdm_hoss/bridge_250.pth OUTPUT_DIR out",
     )
     needs = {"BBDM.WEIGHT": "the checkpoint of a bridge, such as logs/bbdm_hoss/bridge_250.pth"}
-    with open_command(parser, arguments, needs=needs) as command:
-        build_and_sample(command.cfg, command.device)
+    with open_command(parser, arguments, needs=needs, writes=True) as command:
+        build_and_sample(command.cfg, command.device, command.folder)
 
 
 if __name__ == "__main__":

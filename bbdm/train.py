@@ -18,10 +18,11 @@ from bbdm.data import build_bridge_loader, build_bridge_pairs, build_validation_
 from bbdm.latents import OPTICAL, SAR, LatentLoader, measure_statistics
 from bbdm.model import NETWORK_KEYS, BridgeModel, SamplerSettings, build_bridge_model
 from bbdm.noise import sample_seed, seeded_normal
-from configs.command import config_parser, open_command
+from configs.command import config_parser, open_training
 from datasets.pairs import PairLists
 from datasets.records import Batch
-from processor.engine import Task, build_training_plan, fit
+from processor.engine import fit
+from processor.task import Task, build_training_plan
 from processor.update import Update
 from utils import cli, distributed
 from utils.device import build_compilation, build_precision
@@ -251,7 +252,7 @@ def main(arguments: Sequence[str]) -> None:
         "Train the bridge that turns optical chips into pseudo-SAR ones.",
         "python -m bbdm.train --config_file configs/bbdm_hoss.yml BBDM.PRETRAINED logs/bbdm_qxs/last.pth",
     )
-    with open_command(parser, arguments, log="train_log.txt") as command:
+    with open_training(parser, arguments) as command:
         cfg, device = command.cfg, command.device
         pairs = build_bridge_pairs(cfg)
         logger.info("%d training pairs, %d held out; %s", len(pairs.train), len(pairs.validation), device)

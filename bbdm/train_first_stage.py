@@ -6,7 +6,7 @@ photographs; for pictures as small as ship chips, plain L1 with a factor of 4 ke
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 from bbdm.data import build_bridge_loader, build_bridge_pairs, build_validation_loader, layout_of
 from bbdm.first_stage import FirstStage
 from bbdm.model import build_empty_first_stage
-from configs.command import config_parser, open_command
+from configs.command import config_parser, open_training
 from datasets.pairs import PairLists
 from datasets.records import Batch
-from processor.engine import Task, build_training_plan, fit
+from processor.engine import fit
+from processor.task import Task, build_training_plan
 from processor.update import Update
 from utils import cli
 from utils.device import Precision, build_precision
@@ -53,11 +54,21 @@ class FirstStageTask(Task):
     numbers = ("loss",)
 
     def __post_init__(self):
-        self.parts = {"update": self.update}
+        self.parts = {"update": self.update, "use": self}
+        self.begin(0)
 
     def begin(self, epoch: int) -> None:
         """No code has been used yet."""
         self.used = torch.zeros(self.network.quantize.embedding.num_embeddings, dtype=torch.bool, device=self.device)
+        self.latent = torch.zeros(0, device=self.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The codes that this epoch has used, and the latents of its last batch, for `finish`."""
+        return {"used": self.used, "latent": self.latent}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on within an epoch."""
+        self.used, self.latent = state["used"].to(self.device), state["latent"].to(self.device)
 
     def step(self, batch: Batch) -> Tensor:
         """One update; returns its loss."""
@@ -134,7 +145,7 @@ def main(arguments: Sequence[str]) -> None:
         "Train the latent model's first stage on the optical and SAR pictures of the pairs.",
         "python -m bbdm.train_first_stage --config_file configs/bbdm_qxs.yml BBDM.FIRST_STAGE_WIDTH 64 OUTPUT_DIR out",
     )
-    with open_command(parser, arguments, log="train_log.txt") as command:
+    with open_training(parser, arguments) as command:
         cfg, device = command.cfg, command.device
         seed_everything(cfg.SOLVER.SEED)
         pairs = build_bridge_pairs(cfg)

@@ -65,24 +65,24 @@ class BatchSampler:
         self.plan = plan
         self.batch_size = batch_size
         self.seed = seed
-        self.epoch = 0
+        self.epoch = self.skip = 0
         self.alike = alike
         # The columns of a plan that are this rank's, in the order in which they make its batches.
         own = np.arange(batch_size).reshape(world_size, -1)[rank]
         self.columns = np.concatenate([own[0::2], own[1::2]]) if paired else own
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, *, skip: int = 0) -> None:
+        """Choose the epoch, and how many of its batches to pass over because they were learned from before."""
+        self.epoch, self.skip = epoch, skip
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yield the draws of each batch."""
-        for number, batch in enumerate(self._plan()[:, self.columns].tolist()):
+        for number, batch in enumerate(self._plan()[self.skip :, self.columns].tolist(), start=self.skip):
             places = (number * self.batch_size + self.columns) // (2 if self.alike else 1)
             yield [Draw(index, (self.seed, self.epoch, place)) for index, place in zip(batch, places.tolist(), strict=True)]
 
     def __len__(self) -> int:
-        """Batches of this epoch."""
+        """Batches of this epoch, those that are passed over too."""
         return len(self._plan())
 
     def _plan(self) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.records import Batch
-from processor.engine import Task
+from processor.task import Task
 from processor.update import Update
 from utils import distributed
 from utils.device import Precision

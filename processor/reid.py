@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from datasets.records import Batch
-from processor.engine import Task
 from processor.ranking.evaluation import RATES, Evaluation, Score
 from processor.selection import SelectionSplit, write_selection
+from processor.task import Task
 from processor.update import Update
 from utils.device import Precision
 from utils.log import MetricsWriter

@@ -7,8 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from utils.checkpoint import load, sha256
-from utils.errors import UsageError
+from utils.checkpoint import sha256
 from utils.files import write_json
 from utils.reading import parse_json, read_bytes
 
@@ -35,25 +34,6 @@ def build_split(cfg) -> SelectionSplit:
     """The split of DATASETS.VAL_FRACTION."""
     fraction = cfg.DATASETS.VAL_FRACTION
     return SelectionSplit("validation" if fraction else "test", fraction, cfg.SOLVER.SEED)
-
-
-def build_resumed(cfg) -> str:
-    """The path of SOLVER.RESUME, if its run held out the same ships; another one has learnt from some that now validate.
-
-    Raises:
-        UsageError: another fraction, or another seed of the cut.
-        CheckpointError: see `utils.checkpoint.load`.
-    """
-    if not cfg.SOLVER.RESUME:
-        return ""
-    state, split = load(cfg.SOLVER.RESUME), build_split(cfg)
-    before = state.get("split") if isinstance(state, Mapping) else None
-    if before is None or before["fraction"] == split.fraction == 0 or before == asdict(split):
-        return cfg.SOLVER.RESUME
-    raise UsageError(
-        f"SOLVER.RESUME is of a run with DATASETS.VAL_FRACTION {before['fraction']:g} and SOLVER.SEED {before['seed']}, "
-        f"not {split.fraction:g} and {split.seed}; resume with its own, or the weights have learnt from ships that validate"
-    )
 
 
 @dataclass(frozen=True)

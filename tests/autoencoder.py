@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from configs.command import config_parser, open_command
+from configs.command import config_parser, open_training
 from datasets.loaders import build_train_loader
 from datasets.records import Batch
 from datasets.validation import build_training_data
-from processor.engine import Task, build_training_plan, fit
+from processor.engine import fit
+from processor.task import Task, build_training_plan
 from processor.update import Update
 from utils import distributed
 from utils.seed import seed_everything
@@ -53,7 +54,7 @@ def build_task(cfg, device: torch.device) -> AutoencoderTask:
 def main(arguments: Sequence[str]) -> None:
     """Read the call and train."""
     parser = config_parser("autoencoder", "Train an autoencoder.", "autoencoder DATASETS.ROOT_DIR data")
-    with open_command(parser, arguments, log="train_log.txt") as command:
+    with open_training(parser, arguments) as command:
         seed_everything(command.cfg.SOLVER.SEED)
         share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         loader = build_train_loader(command.cfg, build_training_data(command.cfg), **share)

@@ -76,7 +76,7 @@ def tiny_cfg(**changes: object):
     return load_cfg(None, settings(**changes))
 
 
-def call(main: Callable[[Sequence[str]], None], *arguments: object) -> Ended:
+def call(main: Callable[[Sequence[str]], None], *arguments: object, together: bool = False) -> Ended:
     """Run a command's `main` as its process would, and tell how it ended; random states and log handlers stay as they were."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     words = [main.__module__, *map(str, arguments)]
@@ -85,7 +85,7 @@ def call(main: Callable[[Sequence[str]], None], *arguments: object) -> Ended:
     streams.enter_context(contextlib.redirect_stderr(err))
     with _own_logging(), torch.random.fork_rng(), mock.patch.object(sys, "argv", words), streams:
         try:
-            run(main)
+            run(main, together=together)
         except SystemExit as end:
             status = end.code
     return Ended(status, out.getvalue(), err.getvalue())

@@ -372,7 +372,7 @@ def test_the_latent_model_lives_between_latents(data, tmp_path):
 
     torch.save(build_empty_first_stage(load_cfg(None, arguments(data, tmp_path))).state_dict(), tmp_path / "stage.pth")
     with pytest.raises(CheckpointError, match=r"stage\.pth does not fit the model: .*see BBDM.FIRST_STAGE_\*"):
-        train.main(arguments(data, tmp_path / "out", **settings))
+        train.main(arguments(data, tmp_path / "other", **settings))
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_pictures_are_read_bilinear_and_written_bicubic_at_the_size_of_the_chip(
         return iter(drawn)
 
     monkeypatch.setattr(sample, "draw", draw)
-    sample.build_and_sample(cfg, CPU)
+    sample.build_and_sample(cfg, CPU, tmp_path / "out")
     ships = ("0101_s01c0_RGB", "0102_s01c0_RGB")
     assert told["jobs"] == [(f"{ship}.tif", k) for ship in ships for k in range(2)]
     assert (told["seed"], told["batch_size"], told["steps"]) == (11, 1, 5)
@@ -150,5 +150,5 @@ def test_two_processes_share_the_jobs_in_turn(cfg_of, tmp_path, monkeypatch):
     monkeypatch.setattr(sample.distributed, "rank", lambda: 1)
     monkeypatch.setattr(sample.distributed, "is_main", lambda: True)
     monkeypatch.setattr(sample.distributed, "broadcast", lambda value: value)
-    sample.build_and_sample(cfg, CPU)
+    sample.build_and_sample(cfg, CPU, tmp_path / "out")
     assert seen == [[("0101_s01c0_RGB.tif", 1), ("0102_s01c0_RGB.tif", 1)]]

@@ -13,7 +13,7 @@ import torch
 from configs.command import Command, config_parser, open_command
 from tests.commands import call, settings
 from utils import cli
-from utils.errors import DataError
+from utils.errors import DataError, PeerError
 
 EXAMPLE = "python program.py SOLVER.SEED 1"
 
@@ -95,18 +95,49 @@ def launched(monkeypatch):
     return launch
 
 
-def test_a_command_of_one_process_refuses_torchrun_in_one_sentence(launched, monkeypatch):
-    waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)
+@pytest.fixture
+def store(monkeypatch):
+    """The store of a torchrun that started this process, as it was told of it."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
+    return store
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_several_processes_the_first_that_fails_says_why(launched, store, first):
     done = []
-    launched(0)
-    first = call(done.append)
-    launched(1)
-    second = call(done.append)
-    assert first.sentence == "this command works in one process; start it without torchrun"
-    assert (second.out, second.err, second.status) == ("", "", first.status) == ("", "", 2)
-    assert waited == [cli.REFUSAL_SECONDS]  # torchrun ends the first process as soon as the second has failed
+    launched(first)
+    said = call(done.append)
+    launched(1 - first)
+    quiet = call(done.append)
+    assert said.sentence == "this command works in one process; start it without torchrun"
+    assert (quiet.out, quiet.err, quiet.status) == ("", "", said.status) == ("", "", 2)
     assert not done
+
+
+def test_a_process_leaves_the_one_that_failed_to_speak(launched, store, monkeypatch):
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+
+    def stumble(arguments):
+        raise PeerError("the loss of another process is not finite")
+
+    launched(0)
+    ended = call(stumble, together=True)
+    assert (ended.status, ended.sentence, waited) == (1, "the loss of another process is not finite", [cli.PEER_SECONDS])
+
+
+def test_a_fault_after_that_of_another_process_shows_no_traceback(launched, store, monkeypatch, capsys):
+    def stumble(arguments):
+        raise RuntimeError("Connection closed by peer")
+
+    launched(0)
+    call([].append)
+    launched(1)
+    ended = call(stumble, together=True)
+    assert (ended.status, ended.err) == (1, "")
 
 
 def test_a_command_of_several_processes_does_not_refuse_torchrun(launched, monkeypatch):

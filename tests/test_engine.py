@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from datasets.records import Batch, Chip, Modality, Split
-from processor.engine import Task, TrainingPlan, build_training_plan, fit, restore
+from processor.engine import fit
+from processor.resuming import restore
+from processor.task import Task, TrainingPlan, build_training_plan
 from processor.update import Update
 from tests import autoencoder
 from tests.chip_files import write_hoss
@@ -35,10 +37,14 @@ class Loader(list):
         super().__init__(batches)
         self.chips = [Chip(Path(f"{i}.tif"), i, Modality.SAR, Split.TRAIN) for i in range(sum(map(len, images)))]
         self.dataset = self.batch_sampler = self
-        self.epochs = []
+        self.epochs, self.skip = [], 0
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, *, skip: int = 0) -> None:
         self.epochs.append(epoch)
+        self.skip = skip
+
+    def __iter__(self):
+        return iter(self[self.skip :])
 
 
 @dataclass
@@ -95,7 +101,7 @@ def fall(figures=(), noise=0.0, lr=0.25, momentum=0.0, **steps) -> Fall:
 
 
 def plan_of(folder: Path, **changes) -> TrainingPlan:
-    periods = {"evaluation_period": 2, "checkpoint_period": 3, "log_period": 2}
+    periods = {"evaluation_period": 2, "checkpoint_period": 3, "log_period": 2, "save_minutes": 0.0}
     folder.mkdir(exist_ok=True)
     plan = TrainingPlan(folder=folder, name="fall", epochs=5, **periods, seed=1, origin={"config": "A: 1\n"})
     return replace(plan, **changes)
@@ -216,8 +222,12 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
 
     task = fall()
     task = Spoilt(task.network, task.update)
-    with pytest.raises(TrainingError, match=r"the weights are not finite \(weight\), so fall_2\.pth was not written"):
+    said = (
+        r"what was learned is not finite \(model\.weight\) after step 1 of epoch 2, whose batch was 0\.tif; last\.pth of before"
+    )
+    with pytest.raises(TrainingError, match=said):
         fit(task, Loader([[1.0]]), plan_of(tmp_path, checkpoint_period=1))
+    assert not (tmp_path / "fall_2.pth").exists()
     assert load(tmp_path / "last.pth")["epoch"] == 1
     assert load(tmp_path / "last.pth")["model"]["weight"].item() == 1.0
 
@@ -238,7 +248,7 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path, change):
     change(state)
     save(tmp_path / "changed.pth", state)
     with pytest.raises(CheckpointError, match=r"SOLVER\.RESUME .*changed\.pth does not fit this run"):
-        restore(fall(), tmp_path / "changed.pth")
+        restore(fall(), plan_of(tmp_path), tmp_path / "changed.pth")
 
 
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
@@ -246,14 +256,16 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path, change):
 def test_a_file_that_holds_no_state_is_refused(tmp_path, state):
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"SOLVER\.RESUME .* does not fit this run"):
-        restore(fall(), tmp_path / "other.pth")
+        restore(fall(), plan_of(tmp_path), tmp_path / "other.pth")
 
 
 def test_the_plan_is_that_of_the_configuration(tmp_path):
     keys = {"SOLVER__MAX_EPOCHS": 9, "SOLVER__EVAL_PERIOD": 3, "SOLVER__CHECKPOINT_PERIOD": 4, "SOLVER__LOG_PERIOD": 5}
+    keys |= {"SOLVER__SAVE_MINUTES": 7.5, "SOLVER__RESUME_ALLOW": ["data", "SOLVER.SEED"]}
     cfg = tiny_cfg(**keys, SOLVER__SEED=6)
     plan = build_training_plan(cfg, tmp_path, "name", split={"name": "test"})
-    assert plan == TrainingPlan(tmp_path, "name", 9, 3, 4, 5, 6, {"config": cfg.dump(), "split": {"name": "test"}})
+    origin = {"config": cfg.dump(), "split": {"name": "test"}}
+    assert plan == TrainingPlan(tmp_path, "name", 9, 3, 4, 5, 7.5, 6, origin, ("data", "SOLVER.SEED"))
 
 
 # The step of the optimisers

@@ -2,15 +2,16 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-import processor.engine
 import test as test_command
 import train as train_command
 from processor.ranking.results import Evaluation, Outcome
+from processor.reid import ReIDTask
 from tests.chip_files import write_chip, write_hoss
 from tests.commands import call, settings
 from tests.test_results import PLAIN, RESULTS
@@ -142,20 +143,21 @@ def test_other_test_images_are_tested_again(data, done, started, tmp_path):
 
 
 def test_a_training_that_stopped_goes_on(data, done, started, tmp_path, monkeypatch):
-    keep_state = processor.engine.keep_state
+    step = ReIDTask.step
 
-    def interrupt(*arguments):
-        keep_state(*arguments)
-        raise KeyboardInterrupt
+    def interrupt(task, batch):
+        if task.update.steps == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(task, batch)
 
-    monkeypatch.setattr(processor.engine, "keep_state", interrupt)
+    monkeypatch.setattr(ReIDTask, "step", interrupt)
     ended = repeated(data, tmp_path, "--seeds", "1")
     assert ended.status == 1
-    assert "train.py of seed 1 ended with status 130" in ended.sentence
-    monkeypatch.setattr(processor.engine, "keep_state", keep_state)
+    assert "train.py of seed 1 ended with status 143" in ended.sentence
+    monkeypatch.setattr(ReIDTask, "step", step)
     assert repeated(data, tmp_path, "--seeds", "1").status == 0
     assert [program for program, _ in started] == ["train.py", "train.py", "test.py"]
-    assert started[1][1][-2:] == ["SOLVER.RESUME", str(tmp_path / "seed_1" / "last.pth")]
+    assert started[1][1][-2:] == ["SOLVER.RESUME", "auto"]
     once = json.loads((done[0] / "seed_1" / "results.json").read_text())["protocols"]
     assert json.loads((tmp_path / "seed_1" / "results.json").read_text())["protocols"] == once
 

@@ -85,10 +85,10 @@ def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(done):
 def test_an_interrupted_run_goes_on_to_the_bit(data, done, tmp_path, monkeypatch):
     train_one_epoch = processor.engine.train_one_epoch
 
-    def interrupt(task, loader, plan, epoch, *rest):
-        if epoch == 4:  # after an epoch that last.pth does not hold
+    def interrupt(task, loader, plan, at, *rest):
+        if at.epoch == 4:  # after an epoch that last.pth does not hold
             raise KeyboardInterrupt
-        return train_one_epoch(task, loader, plan, epoch, *rest)
+        return train_one_epoch(task, loader, plan, at, *rest)
 
     folder = tmp_path / "run"
     monkeypatch.setattr(processor.engine, "train_one_epoch", interrupt)
@@ -186,7 +186,8 @@ def test_what_is_no_training_state_is_not_resumed(data, done, tmp_path, name, sa
 
 
 def test_a_state_of_another_network_is_not_resumed(data, done, tmp_path):
-    ended = one_epoch(data, tmp_path / "run", SOLVER__RESUME=done[0] / "last.pth", MODEL__MIE=False)
+    change = {"MODEL__MIE": False, "SOLVER__RESUME_ALLOW": "['MODEL.MIE', 'SOLVER.BASE_LR']"}
+    ended = one_epoch(data, tmp_path / "run", SOLVER__RESUME=done[0] / "last.pth", **change)
     assert ended.status == 1
     assert "base.mie_embed" in ended.sentence
 
@@ -257,12 +258,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_terms(data, tmp_path):
 def test_a_full_disk_leaves_no_half_file(data, tmp_path, monkeypatch):
     def full(content, file):
         file.write(b"half")
-        raise OSError(28, "No space left on device", file.name)
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     ended = call(train.main, *arguments(data, tmp_path / "run"))
     assert ended.status == 1
-    assert "No space left on device" in ended.sentence
+    assert f"{tmp_path / 'run' / 'best_model_mAP.pth'} could not be written (No space left on device)" in ended.sentence
     assert not [path for path in (tmp_path / "run").iterdir() if path.suffix in (".pth", ".tmp")]
 
 

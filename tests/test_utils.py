@@ -243,17 +243,20 @@ def test_metrics_are_json_lines_without_nan(tmp_path):
     assert json.loads((tmp_path / "m.jsonl").read_text()) == {"epoch": 1, "loss": None, "lr": 0.5, "name": "x"}
 
 
-def test_metrics_of_a_resumed_run_go_on_after_its_epoch(tmp_path):
+def test_metrics_of_a_resumed_run_go_on_after_its_epoch(tmp_path, caplog):
     path = tmp_path / "m.jsonl"
     writer = MetricsWriter(path)
     for epoch in (1, 2, 3):
-        writer.write(epoch=epoch)
-    with path.open("a") as file:
-        file.write('{"epoch": 3, "lo')  # cut short by whatever stopped the run
-    MetricsWriter(path, epoch=2).write(epoch=3, again=True)
+        writer.write(kind="epoch", epoch=epoch)
+    with path.open("ab") as file:
+        file.write(b'{"kind": "step", "epoch": 2, "lo\n\xff\x00\n17\n{"epoch": 3, "lo')  # by whatever stopped the run
+    MetricsWriter(path, keep=lambda line: line["epoch"] <= 2).write(kind="epoch", epoch=3, again=True)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"epoch": 1}, {"epoch": 2}, {"epoch": 3, "again": True},
+        {"kind": "epoch", "epoch": 1}, {"kind": "epoch", "epoch": 2}, {"kind": "epoch", "epoch": 3, "again": True},
     ]  # fmt: skip
+    assert f"{path}: damaged lines, such as a kill leaves, were cut out: 4" in caplog.text
+    MetricsWriter(path)
+    assert path.read_text() == ""  # of another run
 
 
 def test_an_output_folder_is_made_and_left_empty(tmp_path):

@@ -14,6 +14,7 @@ from processor.common_space import space_sentence
 from processor.ranking.comparison import METRICS, Comparison, compare_outcomes
 from processor.ranking.intervals import PAIRED_METHOD
 from processor.ranking.results import KINDS, Results, Score, read_results
+from utils.checkpoint import sha256
 from utils.cli import run
 from utils.errors import DataError
 from utils.files import write_json
@@ -123,6 +124,10 @@ def notes(files: Sequence[File]) -> list[str]:
     for name, (_, results) in zip("AB", files):
         if results.selection and results.selection.split == "test":
             told.append(f"{name}'s weights were chosen on the test split, whose figures flatter them")
+    for name, (path, results) in zip("AB", files):
+        beside = path.parent / Path(results.weights["path"]).name
+        if beside.is_file() and sha256(beside) != results.weights["sha256"]:
+            told.append(f"{name} is of other weights than {beside}, which lies beside it: test again")
     for rule, words in NAMED.items():
         values = [results.counting.get(rule) for _, results in files]
         if any(value != values[0] for value in values):

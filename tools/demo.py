@@ -8,8 +8,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +16,20 @@ import torch
 
 from configs import load_cfg
 from model.build import build_model
-from utils.checkpoint import save
+from processor.ranking.results import results_path
+from utils.checkpoint import save, sha256
+from utils.children import run_child
 from utils.cli import run
 from utils.errors import TrainingError
-from utils.log import setup_logging, table
+from utils.lock import own_folder
+from utils.log import make_output_dir, setup_logging, table
 
 REID_CONFIG = "configs/demo_reid.yml"
 BRIDGE_CONFIG = "configs/demo_bbdm.yml"
 FEW_CHIPS = ["SOLVER.MAX_EPOCHS", "150", "SOLVER.EVAL_PERIOD", "50", "SOLVER.CHECKPOINT_PERIOD", "150"]
 """Settings of both for a few dozen training chips: an epoch is only a step or three."""
+
+GO_ON = ["SOLVER.RESUME", "auto"]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,20 +44,31 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("logs/demo"), help="folder for everything that is made (logs/demo)")
     args = parser.parse_args(arguments)
     setup_logging()
+    output = make_output_dir(str(args.output / ("real" if args.data else "procedural")))
+    with own_folder(output):
+        _run(output, args.data)
+
+
+def _run(output: Path, chips: Path | None) -> None:
+    """The commands, in a folder that this demo holds; what an earlier one has done there is not done again."""
     start = time.perf_counter()
-    output = args.output / ("real" if args.data else "procedural")
-    data = args.data or _draw_data(output / "data")
+    data = chips or _draw_data(output / "data")
     common = ["--config_file", REID_CONFIG, "DATASETS.ROOT_DIR", str(data)]
-    periods = FEW_CHIPS if args.data else []
+    periods = FEW_CHIPS if chips else []
     reid = output / "reid"
-    _command("train.py", *common, *periods, "OUTPUT_DIR", str(reid))
+    _command("train.py", *common, *periods, "OUTPUT_DIR", str(reid), *GO_ON)
     samples = _generate(output, data, periods)
     fused = ["DATASETS.QUERY_ADD_DIR", str(samples), "DATASETS.GALLERY_ADD_DIR", str(samples)]
-    _command("test.py", *common, *fused, "OUTPUT_DIR", str(reid), "TEST.WEIGHT", str(reid / "best_model_mAP.pth"))
-    untrained = _untrained_weights(output / "untrained", common)
-    _command("test.py", *common, "OUTPUT_DIR", str(untrained.parent), "TEST.WEIGHT", str(untrained))
-    print(f"\n{_summary(reid / 'results.json', untrained.parent / 'results.json')}")
-    print(f"\n{time.perf_counter() - start:.0f} s in all; results: {reid / 'results.json'}")
+    results = _test(*common, *fused, weights=reid / "best_model_mAP.pth")
+    untrained = _test(*common, weights=_untrained_weights(output / "untrained", common))
+    print(f"\n{_summary(results, untrained)}")
+    print(f"\n{time.perf_counter() - start:.0f} s in all; results: {results}")
+
+
+def _test(*options: str, weights: Path) -> Path:
+    """Test weights in their own folder; returns the results."""
+    _command("test.py", *options, "OUTPUT_DIR", str(weights.parent), "TEST.WEIGHT", str(weights))
+    return results_path(weights.parent, path=weights, sha256=sha256(weights))
 
 
 def _draw_data(folder: Path) -> Path:
@@ -67,11 +81,20 @@ def _generate(output: Path, data: Path, periods: Sequence[str]) -> Path:
     """Train the bridge and sample pseudo-SAR pictures of every optical test chip; returns their folder."""
     common = ["--config_file", BRIDGE_CONFIG, "DATASETS.ROOT_DIR", str(data), *periods]
     bridge, samples = output / "bridge", output / "samples"
-    _command("-m", "bbdm.train", *common, "OUTPUT_DIR", str(bridge))
+    _command("-m", "bbdm.train", *common, "OUTPUT_DIR", str(bridge), *GO_ON)
     weights = bridge / f"bridge_{load_cfg(BRIDGE_CONFIG, common[2:]).SOLVER.MAX_EPOCHS}.pth"
-    shutil.rmtree(samples, ignore_errors=True)  # of an earlier demo, made by other weights
+    if _made_by(samples) != sha256(weights):
+        shutil.rmtree(samples, ignore_errors=True)  # of an earlier demo
     _command("-m", "bbdm.sample", *common, "OUTPUT_DIR", str(samples), "BBDM.WEIGHT", str(weights))
     return samples
+
+
+def _made_by(samples: Path) -> str | None:
+    """The SHA-256 of the weights that samples were made by; None where nothing tells."""
+    try:
+        return json.loads((samples / "manifest.json").read_text(encoding="utf-8"))["weights_sha256"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _untrained_weights(folder: Path, common: Sequence[str]) -> Path:
@@ -87,9 +110,9 @@ def _command(*arguments: str) -> None:
     print(f"\n$ python {shlex.join(arguments)}", flush=True)
     # A core is left to the worker that reads chips: threads that wait for one another lose more than it costs.
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) - 1))}
-    done = subprocess.run([sys.executable, *arguments], cwd=Path(__file__).parent.parent, env=environment, check=False)
-    if done.returncode:
-        raise TrainingError(f"the command above ended with status {done.returncode}; the demo stops here")
+    status = run_child(arguments, folder=Path(__file__).parent.parent, environment=environment)
+    if status:
+        raise TrainingError(f"the command above ended with status {status}; start the demo again to go on from there")
 
 
 def _summary(trained: Path, untrained: Path) -> str:

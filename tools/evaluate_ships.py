@@ -16,7 +16,6 @@ from configs.command import config_parser, open_command
 from datasets.records import Batch, Modality
 from processor.extraction import build_extractor
 from utils.cli import run
-from utils.log import make_output_dir
 
 BATCH = 64
 
@@ -58,12 +57,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--reid_config", metavar="FILE", required=True, help="the .yml of the re-identification network")
     parser.add_argument("--reid_weights", metavar="FILE", required=True, help="its checkpoint")
-    with open_command(parser, arguments, needs=NEEDS) as command:
+    with open_command(parser, arguments, needs=NEEDS, writes=True) as command:
         args, cfg = command.args, command.cfg
-        folder = make_output_dir(cfg.OUTPUT_DIR)
         embed = build_embedding(load_cfg(args.reid_config), args.reid_weights, command.device)
         figures = build_comparison(cfg, command.device, embed=embed)
-        publish(build_report(cfg, figures, features=f"the re-identification network {args.reid_weights}"), folder)
+        publish(build_report(cfg, figures, features=f"the re-identification network {args.reid_weights}"), command.folder)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ then hold the figures of each seed, their mean and deviation, and one interval f
 import argparse
 import logging
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,13 +23,14 @@ from datasets.catalogue import read_hoss
 from processor.feature_store import hash_files, hash_text
 from processor.ranking.comparison import METRICS
 from processor.ranking.intervals import METHOD, Interval, mean_interval
-from processor.ranking.results import Results, read_results
+from processor.ranking.results import Results, read_results, results_path
 from processor.selection import UNKNOWN
 from utils.checkpoint import load, sha256
+from utils.children import run_child
 from utils.cli import run
 from utils.errors import CheckpointError, DataError, UsageError, shorten
 from utils.files import write_json, write_text
-from utils.log import make_output_dir, table
+from utils.log import table
 from utils.reading import parse_yaml, read_json, read_text
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def parse_seeds(text: str) -> list[int]:
 
 def start(program: str, arguments: Sequence[str]) -> int:
     """Run a program of this repository with this Python and wait for it; returns its exit status."""
-    return subprocess.run([sys.executable, str(ROOT / program), *arguments], check=False).returncode
+    return run_child([str(ROOT / program), *arguments])
 
 
 def run_seed(cfg, options: Sequence[str], folder: Path, seed: int, checkpoint: str) -> Results:
@@ -94,11 +93,12 @@ def run_seed(cfg, options: Sequence[str], folder: Path, seed: int, checkpoint: s
     done = _epochs(last)
     if done < cfg.SOLVER.MAX_EPOCHS:
         logger.info("seed %d: training%s", seed, f" goes on after epoch {done}" if done else "")
-        _call("train.py", [*own, *(["SOLVER.RESUME", str(last)] if done else [])], seed)
+        _call("train.py", [*own, "SOLVER.RESUME", "auto"], seed)
     name = BEST_WEIGHTS.get(checkpoint, f"{cfg.MODEL.NAME}_{cfg.SOLVER.MAX_EPOCHS}.pth")
-    weights, path = folder / name, folder / "results.json"
+    weights = folder / name
     if not weights.is_file():
         raise DataError(f"{weights} is missing although the training is done; remove {folder} to train this seed again")
+    path = results_path(folder, path=weights, sha256=sha256(weights))
     if not _is_tested(cfg, path, weights):
         logger.info("seed %d: testing %s", seed, weights)
         _call("test.py", [*own, "TEST.WEIGHT", str(weights)], seed)
@@ -147,7 +147,7 @@ def _epochs(last: Path) -> int:
     try:
         return int(load(last)["epoch"]) if last.is_file() else 0
     except (CheckpointError, LookupError, TypeError, ValueError) as error:
-        logger.warning("%s is not used, the training starts anew: %s", last, error)
+        logger.warning("%s tells no epoch: %s", last, error)
         return 0
 
 
@@ -280,11 +280,10 @@ def refuse_own_keys(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse `arguments`, run every seed and write the report."""
-    with open_command(build_parser(), arguments) as command:
-        args, cfg = command.args, command.cfg
+    with open_command(build_parser(), arguments, writes=True) as command:
+        args, cfg, folder = command.args, command.cfg, command.folder
         seeds = parse_seeds(args.seeds)
         refuse_own_keys(cfg, args)
-        folder = make_output_dir(cfg.OUTPUT_DIR)
         options = [*(["--config_file", args.config_file] if args.config_file else []), *args.overrides]
         checkpoint = args.checkpoint or ("best" if cfg.DATASETS.VAL_FRACTION else "last")
         results = [run_seed(cfg, options, folder / f"seed_{seed}", seed, checkpoint) for seed in seeds]

@@ -5,21 +5,25 @@ The only module that calls `torch.load`, always with `weights_only`.
 
 import argparse
 import hashlib
+import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from utils.archives import check_archive, check_content, check_header
+from utils.checksums import METADATA_KEY, damaged_record, tensors_checksum
 from utils.errors import CheckpointError, UsageError
 from utils.files import replacing
+from utils.signals import deferred
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "ema", "module")
 """Keys under which programs keep the state dict, in the order in which they are tried."""
@@ -32,6 +36,7 @@ SAFETENSORS = ".safetensors"
 UNREADABLE = (
     RuntimeError,
     EOFError,
+    struct.error,
     ValueError,
     KeyError,
     IndexError,
@@ -48,17 +53,53 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
 
     Raises:
         UsageError: a .safetensors file that would hold more than tensors by name.
+        DataError: the disk does not take the file; what was at `path` stays.
     """
-    with replacing(path) as temporary:
+    with deferred(), replacing(path) as temporary:  # an interrupt within torch's writer would come out as an error of its own
         if Path(path).suffix != SAFETENSORS:
-            with temporary.open("wb") as file:  # given a path, torch writes its name into the file, and so into its hash
-                torch.save(dict(content), file)
+            _save_archive(temporary, content)
             return
         others = [name for name, value in content.items() if not isinstance(value, Tensor)]
         if others:
             raise UsageError(f"{path} cannot hold {others[0]}: a {SAFETENSORS} file holds tensors only; name the file .pth")
         # Copies, because the format refuses views and tensors that share memory.
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in content.items()}, temporary)
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in content.items()}
+        try:
+            save_file(tensors, temporary, {"format": "pt", METADATA_KEY: tensors_checksum(tensors)})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if not number:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+class _Writer:
+    """A file for torch.save, whose own words for a disk that is full name neither disk nor file."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _save_archive(path: Path, content: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:  # given a path, torch writes its name into the file, and so into its hash
+        writer = _Writer(file)
+        try:
+            torch.save(dict(content), writer)
+        except Exception:
+            if writer.error is None:
+                raise
+            raise writer.error from None
 
 
 def load(path: str | Path) -> Any:
@@ -68,7 +109,7 @@ def load(path: str | Path) -> Any:
     keep beside their weights, are plain values and pass.
 
     Raises:
-        CheckpointError: no such file, no checkpoint, cut short, or one that wants to run code.
+        CheckpointError: no such file, no checkpoint, cut short, damaged, or one that wants to run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -95,15 +136,26 @@ def load(path: str | Path) -> Any:
 
 
 def _read(path: Path) -> Any:
-    """What a file of either format holds; what it declares is checked first."""
+    """What a file of either format holds; what it declares is checked first, and its checksums."""
     if _is_safetensors(path):
         check_header(path)
-        return load_file(path, device="cpu")
+        return _read_safetensors(path)
     if _is_program(path):
         raise CheckpointError(f"{path} is a TorchScript program that runs code, so it was not read; save its state dict alone")
     check_archive(path)
+    if zipfile.is_zipfile(path) and damaged_record(path):
+        raise CheckpointError(f"{path} is damaged: its bytes are not those that were written; take another copy")
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    tensors = load_file(path, device="cpu")
+    with safe_open(path, "pt") as file:
+        written = (file.metadata() or {}).get(METADATA_KEY)
+    if written not in (None, tensors_checksum(tensors)):
+        raise CheckpointError(f"{path} is damaged: its tensors are not those that were written; take another copy")
+    return tensors
 
 
 def _is_safetensors(path: Path) -> bool:

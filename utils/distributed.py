@@ -4,8 +4,9 @@ Processes are started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK. D
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -54,13 +55,28 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
         return
     if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def fails_first() -> bool:
+    """Whether this process is the first of its job that fails, and so the one that says why; the others fail of its absence.
+
+    They ask torchrun's own store, which outlives them and is there before they have joined.
+    """
+    if launched_processes() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+        return store.add(f"mos/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+    except (LookupError, ValueError, RuntimeError):
+        return True
 
 
 def barrier() -> None:
@@ -76,6 +92,15 @@ def mean(value: Tensor) -> Tensor:
     total = value.clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def maximum(values: Sequence[float]) -> list[float]:
+    """The greatest over all processes of each of some numbers on the CPU; no process waits for its GPU."""
+    if not dist.is_initialized():
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()
 
 
 def gather(value: Any) -> list[Any]:

@@ -38,6 +38,10 @@ class TrainingError(Exception):
     exit_status = 1
 
 
+class PeerError(TrainingError):
+    """Another process of the job has failed, and says itself why."""
+
+
 def shorten(text: str, limit: int = LONGEST_SENTENCE) -> str:
     """One line of at most `limit` characters: folders far up are left out first, then the middle.
 

@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import DataError, UsageError
-from utils.files import write_text
+from utils.files import naming, write_text
+
+logger = logging.getLogger(__name__)
 
 
 def setup_logging(output_dir: Path | None = None, file_name: str = "log.txt") -> None:
@@ -33,7 +35,7 @@ def setup_logging(output_dir: Path | None = None, file_name: str = "log.txt") ->
     screen.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(screen)
     if output_dir is not None and distributed.is_main():
-        file = logging.FileHandler(output_dir / file_name, encoding="utf-8", errors="backslashreplace")
+        file = _FileHandler(output_dir / file_name, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
         root.addHandler(file)
 
@@ -43,6 +45,14 @@ class _ScreenHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _FileHandler(logging.FileHandler):
+    """Ends the run where the disk takes no more lines, instead of printing a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with naming(Path(self.baseFilename)):
+            raise
 
 
 def make_output_dir(path: str) -> Path:
@@ -95,15 +105,17 @@ class MetricsWriter:
 
     Args:
         path: the file.
-        epoch: epochs that are done; lines of later ones, which an earlier run left, are dropped.
+        keep: which of the lines that an earlier run left are this run's too; None: none of them.
     """
 
-    def __init__(self, path: Path, *, epoch: int = 0):
+    def __init__(self, path: Path, *, keep: Callable[[dict[str, Any]], bool] | None = None):
         self.path = path
         if path.is_file() and distributed.is_main():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epoch]
-            write_text(path, "".join(kept))
+            lines = path.read_bytes().splitlines()
+            read = [_read_metrics(line) for line in lines]
+            if None in read:
+                logger.warning("%s: damaged lines, such as a kill leaves, were cut out: %d", path, read.count(None))
+            write_text(path, "".join(f"{json.dumps(values)}\n" for values in read if keep and values and keep(values)))
 
     def write(self, **values: Any) -> None:
         """Append one line."""
@@ -111,8 +123,17 @@ class MetricsWriter:
             finite = {
                 key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
             }
-            with self.path.open("a", encoding="utf-8") as file:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(finite) + "\n")
+
+
+def _read_metrics(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics; None if it is damaged."""
+    try:
+        values = json.loads(line)
+        return values if isinstance(values["epoch"], int) and isinstance(values["kind"], str) else None
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def describe_environment(*, seed: int, device: torch.device) -> dict[str, Any]:

@@ -119,6 +119,16 @@ class Results:
 _CODEC = TypeAdapter(Results)
 
 
+def results_path(folder: Path, *, path: str | Path, sha256: str) -> Path:
+    """Where the results of the weights file `path` of this SHA-256 belong: beside, never over, results of other weights."""
+    usual = folder / "results.json"
+    try:
+        before = json.loads(usual.read_text(encoding="utf-8"))["weights"]["sha256"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return usual  # none are there
+    return usual if before == sha256 else folder / f"results_{Path(path).stem}_{sha256[:8]}.json"
+
+
 def write_results(path: Path, results: Results) -> None:
     """Write a results.json, whole or not at all."""
     content = _CODEC.dump_python(results, mode="json")
