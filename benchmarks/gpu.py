@@ -44,9 +44,12 @@ from datasets.loaders import build_train_loader
 from datasets.records import Batch
 from datasets.validation import build_training_data
 from model.build import build_model
-from processor.engine import TrainingPlan, train_one_epoch
+from processor.engine import train_one_epoch
 from processor.ranking.reranking import rerank_blocks
 from processor.ranking.retrieval import rank_distances, rank_features
+from processor.saving import Saver
+from processor.standing import Standing
+from processor.task import TrainingPlan
 from processor.update import Update
 from tests.chip_files import write_chip, write_hoss
 from train import build_reid_task
@@ -212,12 +215,13 @@ def reid_loop(bench: Bench) -> Iterator[Row]:
         )
         data = build_training_data(cfg)
         loader, task = build_train_loader(cfg, data, device_type=device.type), build_reid_task(cfg, data, device)
-        plan = TrainingPlan(bench.folder, "bench", 4, 4, 4, 1000, 0, {})
-        metrics = MetricsWriter(bench.folder / "metrics.jsonl")
-        with progress(0, "steps", visible=False) as bar:
-            for epoch in (1, 2):  # workers start in the first, and it is not counted
+        plan = TrainingPlan(bench.folder, "bench", 4, 4, 4, 1000, 0.0, 0, {})
+        metrics, at = MetricsWriter(bench.folder / "metrics.jsonl"), Standing.at_start(task)
+        with Saver(task, plan, loader.dataset.chips) as saver, progress(0, "steps", visible=False) as bar:
+            for _ in range(2):  # workers start in the first epoch, and it is not counted
                 start = time.perf_counter()
-                train_one_epoch(task, loader, plan, epoch, metrics, bar)
+                train_one_epoch(task, loader, plan, at, metrics, saver, bar)
+                at.close_epoch()
                 seconds = (time.perf_counter() - start) / len(loader)
         batch = next(iter(loader)).to(device)
         alone = bench.steps(lambda task=task, batch=batch: task.step(batch))
