@@ -8,6 +8,7 @@ what it leaves out; its resampling of stems and positions is used (`model.pretra
 Legend: D embedding width, P patch size, N patches.
 """
 
+import logging
 import math
 import re
 from collections import Counter
@@ -22,8 +23,11 @@ from torch import Tensor
 from model import resnet
 from model.build import SIZES
 from model.faults import backbone_fault, scaled_by
-from utils.checkpoint import find_state_dict, load, require_tensors
+from model.naming import choose_set, plain_names, sets_of
+from utils.checkpoint import load, require_tensors
 from utils.errors import CheckpointError, UsageError
+
+logger = logging.getLogger(__name__)
 
 TRANSFORMER, RESNET, BRIDGE, FIRST_STAGE = "transformer", "resnet50", "bridge", "first stage"
 """Networks that a file may hold; the first two are values of MODEL.NAME."""
@@ -80,6 +84,7 @@ class Contents:
         folded: backbone tensors that were multiplied by a layer scale.
         extra_tokens: tokens beside the class token that the file's network had: distillation, registers.
         fault: why no model can take the backbone, as a sentence that wants the file's name before it; empty if one can.
+        note: which of two sets of weights was taken; empty where there is one.
     """
 
     network: str
@@ -92,6 +97,7 @@ class Contents:
     folded: frozenset[str] = frozenset()
     extra_tokens: tuple[int, ...] = ()
     fault: str = ""
+    note: str = ""
 
     @property
     def width(self) -> int:
@@ -183,8 +189,8 @@ class Contents:
         return next(iter(squares + fitting), every)
 
 
-def read_contents(path: str | Path) -> Contents:
-    """Read a weights file, or timm's model NAME for `timm:NAME`, and find out what it holds.
+def read_contents(path: str | Path, prefix: str = "") -> Contents:
+    """Read a weights file, or timm's model NAME for `timm:NAME`, and find out what it holds; see `contents_of`.
 
     Raises:
         CheckpointError: see `utils.checkpoint.load_state_dict`; also weights that cannot be downloaded.
@@ -192,7 +198,13 @@ def read_contents(path: str | Path) -> Contents:
     """
     content = _download(str(path)) if str(path).startswith(TIMM) else load(path)
     require_tensors(content, path)
-    return contents_of(content)
+    try:
+        contents = contents_of(content, prefix)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    if contents.note:
+        logger.info("%s: %s", path, contents.note)
+    return contents
 
 
 def _download(path: str) -> dict[str, Tensor]:
@@ -210,14 +222,21 @@ def _download(path: str) -> dict[str, Tensor]:
         ) from error
 
 
-def contents_of(content: Any) -> Contents:
-    """Say what the content of a file (as `utils.checkpoint.load` returns it) is, and sort its tensors."""
-    tensors = find_state_dict(content)
+def contents_of(content: Any, prefix: str = "") -> Contents:
+    """Say what the content of a file (as `utils.checkpoint.load` returns it) is, and sort its tensors.
+
+    Args:
+        content: of the file.
+        prefix: start of the names of the tensors to take, of several sets; see `model.naming.choose_set`.
+    """
+    alpha = content.get("lora_alpha") if isinstance(content, Mapping) else None
+    tensors, note = choose_set(sets_of(content), prefix)
+    tensors, other = plain_names(tensors, alpha if isinstance(alpha, int | float) else None)
     is_state = isinstance(content, Mapping) and {"model", "optimizers", "epoch"} <= content.keys()
     epoch = content["epoch"] if is_state and isinstance(content["epoch"], int) else None
     network, prefix = _find_network(tensors)
     if network not in LACKING:
-        return Contents(network, tensors, epoch)
+        return Contents(network, tensors, epoch, note=note)
     outer = outer_prefix(prefix)
     backbone: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
@@ -240,10 +259,10 @@ def contents_of(content: Any) -> Contents:
         else:
             backbone[short] = value
     _take_branch(tensors, prefix, backbone, skipped)
-    fault = backbone_fault({**backbone, **extra}, resnet50=network == RESNET)
+    fault = (network == TRANSFORMER and other) or backbone_fault({**backbone, **extra}, resnet50=network == RESNET)
     folded = frozenset() if fault else _fold_layer_scale(backbone)
     tokens = () if fault else tuple(value.shape[1] for value in extra.values())
-    contents = Contents(network, tensors, epoch, prefix, backbone, rest, skipped, folded, tokens, fault)
+    contents = Contents(network, tensors, epoch, prefix, backbone, rest, skipped, folded, tokens, fault, note)
     if network == TRANSFORMER and not fault and backbone["pos_embed"].shape[1] <= contents.position_prefix():
         return replace(contents, fault="holds positions of no patch; get the file again")
     return contents

@@ -11,6 +11,9 @@ from model import resnet
 OTHER_ATTENTION = re.compile(r"blocks\.\d+\.attn\.(q_norm|k_norm|relative_position|rel_pos)")
 """Tensors of an attention that computes something else than TransOSS's."""
 
+BLOCK_PART = re.compile(r"blocks\.\d+\.(?:(?:norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(?:weight|bias)|ls[12]\.gamma)")
+"""What a block of TransOSS has, and layer scale, which is folded in."""
+
 SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 """Layer scale of a block -> the linear map whose output it multiplies."""
 
@@ -47,8 +50,11 @@ def _transformer_fault(backbone: Mapping[str, Tensor]) -> str:
         return f"holds a Vision Transformer for pictures of {stem.shape[1]} bands; one for 3 bands is needed"
     if "pos_embed" not in backbone:
         return "holds a Vision Transformer without pos_embed (relative or rotary positions?); take a plain one"
-    other = next((name for name in backbone if OTHER_ATTENTION.match(name)), None)
-    return f"holds a Vision Transformer of another kind ({other} changes its attention); take a plain one" if other else ""
+    if other := next((name for name in backbone if OTHER_ATTENTION.match(name)), None):
+        return f"holds a Vision Transformer of another kind ({other} changes its attention); take a plain one"
+    if other := next((name for name in backbone if name.startswith("blocks.") and not BLOCK_PART.fullmatch(name)), None):
+        return f"holds a Vision Transformer of another kind ({other}, which the model's blocks lack); take a plain one"
+    return ""
 
 
 def _shape_fault(backbone: Mapping[str, Tensor]) -> str:

@@ -129,7 +129,7 @@ def fit_model(contents: Contents, model: nn.Module, *, classifier: bool) -> Load
         reason = _why_not(name, value, target, classifier)
         entries.append(Entry(name, "skipped" if reason else "loaded", value.numel(), reason))
         fitted |= {} if reason else {name: value}
-    entries += [_missing(name, value) for name, value in target.items() if name not in fitted]
+    entries += _missing(target, fitted)
     model.load_state_dict(fitted, strict=False)
     return LoadReport(tuple(entries))
 
@@ -147,8 +147,11 @@ def _why_not(name: str, value: Tensor, target: Mapping[str, Tensor], classifier:
     return ""
 
 
-def _missing(name: str, value: Tensor) -> Entry:
-    return Entry(name, "missing", value.numel(), "not in the file, keeps its initial value")
+def _missing(target: Mapping[str, Tensor], fitted: Mapping[str, Tensor]) -> list[Entry]:
+    """Entries of what the file lacks. A BatchNorm's count of batches is none: only one without momentum would read it."""
+    count = "num_batches_tracked"
+    names = [name for name in target if name not in fitted and name.replace(count, "running_mean") not in fitted]
+    return [Entry(name, "missing", target[name].numel(), "not in the file, keeps its initial value") for name in names]
 
 
 def _fit_backbone(contents: Contents, backbone: nn.Module) -> list[Entry]:
@@ -171,9 +174,7 @@ def _fit_backbone(contents: Contents, backbone: nn.Module) -> list[Entry]:
         elif name not in fitted and not contents.is_transoss and name.endswith(".bias") and f"{name[:-5]}.weight" in fitted:
             fitted[name] = torch.zeros_like(target[name])
             entries.append(Entry(name, "loaded", target[name].numel(), "zero, as the file's layer has no bias"))
-    # Old files lack a BatchNorm's count of batches, which only one without momentum would read.
-    counts = {name for name in target if name.endswith("num_batches_tracked")}
-    entries += [_missing(name, value) for name, value in target.items() if name not in fitted.keys() | counts]
+    entries += _missing(target, fitted)
     backbone.load_state_dict(fitted, strict=False)
     return entries
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from model.contents import SPECIFIC_TOKENS
-from utils.checkpoint import load_state_dict, save
+from model.naming import choose_set, sets_of
+from utils.checkpoint import load, load_state_dict, save
 from utils.cli import run
 from utils.errors import CheckpointError, UsageError, some
 
@@ -49,13 +50,14 @@ def to_released(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 LAYOUTS = {"own": to_own, "released": to_released}
 
 
-def convert(source: Path, target: Path, layout: str) -> int:
+def convert(source: Path, target: Path, layout: str, prefix: str = "") -> int:
     """Write the weights of `source` as `target`; every tensor keeps its bits.
 
     Args:
         source: a weights file or a training state, in either format.
         target: a new file; its suffix, .pth or .safetensors, chooses the format.
         layout: 'own' or 'released'.
+        prefix: of several sets of tensors the one to take, whose names begin so; '' for all.
 
     Returns:
         The number of tensors written.
@@ -70,6 +72,8 @@ def convert(source: Path, target: Path, layout: str) -> int:
         raise UsageError(f"{target} exists; give another name, or delete it first")
     tensors = load_state_dict(source)
     try:
+        if prefix:
+            tensors, _ = choose_set(sets_of(load(source)), prefix)
         converted = LAYOUTS[layout](tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{source} {error}") from error
@@ -96,13 +100,14 @@ def build_parser() -> argparse.ArgumentParser:
         default="own",
         help="own (default): what this project writes; released: with the unused layer base.fc that released programs expect",
     )
+    parser.add_argument("--prefix", default="", help="of several sets of weights the one whose names begin so, such as student")
     return parser
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse `arguments` and convert."""
     args = build_parser().parse_args(arguments)
-    count = convert(args.source, args.target, args.layout)
+    count = convert(args.source, args.target, args.layout, args.prefix)
     print(f"{args.target}: {count} tensors in the {args.layout} layout")
 
 

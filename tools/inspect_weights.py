@@ -36,19 +36,21 @@ GENERATION_KEYS = {BRIDGE: "WEIGHT", FIRST_STAGE: "FIRST_STAGE"}
 """Network of generation -> its key in BBDM."""
 
 
-def inspect(path: str) -> str:
+def inspect(path: str, prefix: str = "") -> str:
     """Read the file `path` (or timm's model NAME for `timm:NAME`) and say what it is.
 
     Raises:
         CheckpointError: it cannot be read, wants to run code, or holds no weights that this project knows.
     """
-    contents = read_contents(path)
+    contents = read_contents(path, prefix)
     if contents.fault or not contents.network:
         raise CheckpointError(f"{path} {contents.fault or LACKING[TRANSFORMER] + ', no ResNet-50 and no network of a bridge'}")
     settings, fits, table = try_it(contents)
     parts = [f"{path} is {kind_of(contents)}."]
     if not path.startswith(TIMM):
         parts.append(f"  {'SHA-256':<14}{sha256(path)}")
+    if contents.note:
+        parts.append(f"  {'taken':<14}{contents.note}")
     parts += [f"  {name:<14}{value}" for name, value in facts(contents).items()]
     parts.append(f"\nIt fits {fits}.")
     if table:
@@ -216,14 +218,15 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", metavar="FILE", help="a .pth, .safetensors or similar file, or timm:NAME")
+    parser.add_argument("--prefix", default="", help="of several sets of weights the one whose names begin so, such as student")
     return parser
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse `arguments` and say what the file is."""
-    path = build_parser().parse_args(arguments).file
-    path = path if path.startswith(TIMM) else str(Path(path))
-    print(inspect(path))
+    args = build_parser().parse_args(arguments)
+    path = args.file if args.file.startswith(TIMM) else str(Path(args.file))
+    print(inspect(path, args.prefix))
 
 
 if __name__ == "__main__":
