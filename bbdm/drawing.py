@@ -47,7 +47,7 @@ def draw(
             own = range(start, min(start + batch_size, len(jobs)))
             filled = [*own, *[own[-1]] * (batch_size - len(own))]
             pictures = {place: read(place) for place in own}
-            optical = torch.stack([pictures[place] for place in filled]).to(device, memory_format=layout_of(device))
+            optical = torch.stack([pictures[place] for place in filled]).to(device, memory_format=layout_of(model.precision))
             seeds = torch.tensor([sample_seed(seed, *jobs[place]) for place in filled], device=device)
             noise = partial(seeded_normal, seeds, shape=model.state_shape(optical)[1:])
             drawn = model.sample(optical, settings, noise, on_call=bar.update)

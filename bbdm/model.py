@@ -281,7 +281,7 @@ def build_bridge_model(
     if weights is not None:
         fill_network(network, weights.averages if averaged else weights.weights, weights.path, NETWORK_KEYS)
     first_stage = build_first_stage(cfg, weights=weights.path if weights else "")
-    layout = layout_of(device)
+    layout = layout_of(precision)
     network.to(device, memory_format=layout)
     if first_stage is not None:
         first_stage.to(device, memory_format=layout)

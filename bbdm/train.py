@@ -80,7 +80,7 @@ class BridgeTask(Task):
 
     def step(self, batch: Batch) -> Tensor:
         """Accumulate a batch's gradients; where they complete a step of the optimiser, follow it with the average."""
-        optical, sar = batch.to(self.device, memory_format=layout_of(self.device)).images.chunk(2)
+        optical, sar = batch.to(self.device, memory_format=layout_of(self.model.precision)).images.chunk(2)
         with self.update.passes():
             loss = self.learner.random_loss(optical, sar, self.loss)
             stepped = self.update(loss)
@@ -107,7 +107,7 @@ class BridgeTask(Task):
         """Draw a grid if it is due."""
         due = self.grid_period and (last or epoch % self.grid_period == 0)
         if due and distributed.is_main():
-            shown = self.shown.to(self.device, memory_format=layout_of(self.device))
+            shown = self.shown.to(self.device, memory_format=layout_of(self.model.precision))
             write_grid(self.grids / f"epoch_{epoch:04d}.png", self._averaged(), shown, seed=self.seed)
         return {}
 
@@ -142,7 +142,7 @@ def validate(model: BridgeModel, loader, *, loss: str, seed: int, device: torch.
     generator = torch.Generator().manual_seed(seed)
     total, count = torch.zeros((), device=device), 0
     for batch in loader:
-        optical, sar = batch.to(device, memory_format=layout_of(device)).images.chunk(2)
+        optical, sar = batch.to(device, memory_format=layout_of(model.precision)).images.chunk(2)
         total += model.random_loss(optical, sar, loss, generator=generator) * len(optical)
         count += len(optical)
     shares = distributed.gather((total.item(), count))
@@ -192,7 +192,7 @@ def measure_latents(model: BridgeModel, loader, device: torch.device) -> None:
     def latents():
         with progress(len(loader), "statistics of latents", unit="batch") as bar:
             for batch in loader:
-                optical, sar = batch.to(device, memory_format=layout_of(device)).images.chunk(2)
+                optical, sar = batch.to(device, memory_format=layout_of(model.precision)).images.chunk(2)
                 yield model.encode(sar, SAR), model.encode(optical, OPTICAL)
                 bar.update()
 

@@ -72,7 +72,7 @@ class FirstStageTask(Task):
 
     def step(self, batch: Batch) -> Tensor:
         """One update; returns its loss."""
-        pictures = batch.to(self.device, memory_format=layout_of(self.device)).images
+        pictures = batch.to(self.device, memory_format=layout_of(self.precision)).images
         loss, codes, self.latent = first_stage_loss(self.network, pictures, self.precision)
         self.update(loss)
         self.used[codes.flatten()] = True
@@ -94,7 +94,7 @@ class FirstStageTask(Task):
             self.network.eval()
             total, count = 0.0, 0
             for batch in self.validation:
-                pictures = batch.to(self.device, memory_format=layout_of(self.device)).images
+                pictures = batch.to(self.device, memory_format=layout_of(self.precision)).images
                 total += F.l1_loss(reconstruct(self.network, pictures, self.precision)[0], pictures).item() * len(pictures)
                 count += len(pictures)
             metrics.write(kind="validation", epoch=epoch, validation_l1=total / count)

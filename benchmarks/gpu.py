@@ -21,7 +21,9 @@ from pathlib import Path
 
 import torch
 
+from bbdm.data import layout_of
 from bbdm.model import BridgeModel, SamplerSettings, build_bridge, build_condition, build_empty_first_stage, build_network
+from bbdm.noise import seeded_normal
 from benchmarks.measuring import (
     Row,
     forget_peak,
@@ -93,7 +95,7 @@ class Bench:
 
     def share(self, work: float, seconds: float, way: str) -> float | None:
         """Of the matrix rate of a way that begins with the name of a type."""
-        rate = self.rates.get(way.split()[0])
+        rate = self.rates.get(way.removeprefix("released: ").split()[0])
         return work / seconds / rate if rate else None
 
     def reid_cfg(self, *overrides: str):
@@ -272,13 +274,15 @@ def extraction(bench: Bench) -> Iterator[Row]:
         work = operations(lambda: exact(*arguments))
         reference = torch.nn.functional.normalize(exact(*arguments).feature)
     yield Row("extraction", "released: float32", seconds, size, bench.share(work, seconds, "float32"))
-    for way, amp in bench.precisions.items():
+    for way, amp in [*bench.precisions.items(), *([] if bench.tiny else [("bf16 graphs", "bf16")])]:
         precision = find_precision(amp, device)
         torch.manual_seed(0)
         model = precision.cast(build_model(bench.reid_cfg()).to(device).eval())
+        if "graphs" in way:
+            model.compile(mode="reduce-overhead")
         with precision.autocast():
             seconds = time_call(lambda model=model: model(*arguments), device)
-            work = operations(lambda model=model: model(*arguments))
+            work = work if "graphs" in way else operations(lambda model=model: model(*arguments))
             found = torch.nn.functional.normalize(model(*arguments).feature.float())
         note = f"normalised features within {(found - reference).abs().max().item():.1e}"
         yield Row("extraction", way, seconds, size, bench.share(work, seconds, way), note=note)
@@ -313,37 +317,60 @@ def reranking(bench: Bench) -> Iterator[Row]:
         yield Row(f"re-ranking {queries} x {gallery}", "sparse", time.perf_counter() - start, queries, note=note)
 
 
-def bridge_training(bench: Bench, config: str, job: str) -> Iterator[Row]:
+@dataclass(frozen=True)
+class BridgeWay:
+    """How a bridge is run.
+
+    Attributes:
+        name: of the row; its first word is the type of the matrix rate that it is a share of.
+        amp: SOLVER.AMP.
+        released: the released way.
+        kept: latents are kept (training).
+        mode: of torch.compile.
+    """
+
+    name: str
+    amp: str
+    released: bool = False
+    kept: bool = False
+    mode: str | None = None
+
+    def layout(self, device: torch.device) -> torch.memory_format:
+        """Of pictures and convolutions; sets whether those may round to TF32, too."""
+        torch.backends.cudnn.allow_tf32 = self.amp == "tf32"
+        return torch.contiguous_format if self.released else layout_of(find_precision(self.amp, device))
+
+
+RELEASED = BridgeWay("released: float32, TF32", "tf32", released=True)
+
+
+def bridge_training(bench: Bench, config: str, job: str, ways: Sequence[BridgeWay]) -> Iterator[Row]:
     """A training step of batch 8 with its share of the optimiser's step."""
-    device, size, work = bench.device, 2 if bench.tiny else 8, 0
-    ways = {"released: float32": "off", **bench.precisions}
-    if "f4" in config:
-        ways |= {"float32 kept latents": "off", "bf16 kept latents": "bf16"}
-    for way, amp in ways.items():
-        released = way.startswith("released")
-        layout = torch.contiguous_format if released or device.type == "cpu" else torch.channels_last
-        model = bench.bridge(config, amp, layout=layout, training=True)
+    size, work, device = 2 if bench.tiny else 8, 0, bench.device
+    for way in ways:
+        layout = way.layout(device)
+        model = bench.bridge(config, way.amp, layout=layout, training=True)
         optical, sar = bench.pictures(size, layout), bench.pictures(size, layout)
-        if "kept" in way:
+        if way.kept:
             optical, sar, model = model.encode(optical, "cond"), model.encode(sar, "ori"), model.between_latents()
-        with released_networks() if released else nullcontext():
+        if way.mode:
+            model.network.compile(mode=way.mode)
+        with released_networks() if way.released else nullcontext():
             forget_peak(device)
-            step = bridge_step(model, accumulation=4) if released else our_bridge_step(model, device)
+            step = bridge_step(model, accumulation=4) if way.released else our_bridge_step(model, device)
+            start = time.perf_counter()
             try:
-                seconds = bench.steps(partial(step, optical, sar), count=8, warm=4)
+                step(optical, sar)
+                first = time.perf_counter() - start
+                seconds = bench.steps(partial(step, optical, sar), count=8, warm=3)
             except torch.OutOfMemoryError:
-                yield Row(job, way, None, size, note="out of memory")
+                yield Row(job, way.name, None, size, note="out of memory")
                 continue
             work = work or operations(partial(step, optical, sar))
-        yield Row(
-            job,
-            way,
-            seconds,
-            size,
-            bench.share(work, seconds, way.removeprefix("released: ")),
-            peak_memory(device),
-            note=size_of(model.network),
-        )
+        share = bench.share(work, seconds, way.name) if way.kept or not any(other.kept for other in ways) else None
+        note = f"first call {first:.1f} s" if way.mode else size_of(model.network)
+        yield Row(job, way.name, seconds, size, share, peak_memory(device), note=note)
+        torch._dynamo.reset()
 
 
 def our_bridge_step(model: BridgeModel, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
@@ -360,63 +387,55 @@ def our_bridge_step(model: BridgeModel, device: torch.device) -> Callable[[torch
 
 def f4_training(bench: Bench) -> Iterator[Row]:
     """The latent bridge f4."""
-    yield from bridge_training(bench, "bbdm_hoss_f4.yml", "f4 bridge training step")
+    plain = [BridgeWay("float32", "off"), BridgeWay("TF32", "tf32"), BridgeWay("bf16", "bf16")]
+    kept = [BridgeWay("TF32 kept latents", "tf32", kept=True), BridgeWay("bf16 kept latents", "bf16", kept=True)]
+    graphs = [] if bench.tiny else [BridgeWay("bf16 kept latents, graphs", "bf16", kept=True, mode="reduce-overhead")]
+    yield from bridge_training(bench, "bbdm_hoss_f4.yml", "f4 bridge training step", [RELEASED, *plain, *kept, *graphs])
 
 
 def pixel_training(bench: Bench) -> Iterator[Row]:
     """The pixel bridge."""
-    yield from bridge_training(bench, "bbdm_hoss.yml", "pixel bridge training step, 256")
+    ways = [RELEASED, BridgeWay("TF32", "tf32"), BridgeWay("bf16", "bf16")]
+    yield from bridge_training(bench, "bbdm_hoss.yml", "pixel bridge training step, 256", ways)
 
 
-def bridge_sampling(bench: Bench, config: str, job: str, batches: Sequence[int], calls: Sequence[int]) -> Iterator[Row]:
-    """Samples of pictures that are on the device already."""
-    device = bench.device
-    ways = {"released: float32": ("off", None), "float32": ("off", None), "bf16": ("bf16", None)}
-    if not bench.tiny and "f4" in config:
-        ways |= {"bf16 compiled": ("bf16", "default"), "bf16 graphs": ("bf16", "reduce-overhead")}
-    each: dict[str, float] = {}
-    for (way, (amp, mode)), batch in ((pair, batch) for batch in batches for pair in ways.items()):
-        released = way.startswith("released")
-        layout = torch.contiguous_format if released or device.type == "cpu" else torch.channels_last
-        if mode and batch != batches[-1] and batch != 1:
-            continue
-        if mode and bench.left < 60:
-            yield Row(f"{job}, batch {batch}", way, None, batch, note="not run: no time left")
-            continue
-        model, optical, first = bench.bridge(config, amp, layout=layout), bench.pictures(batch, layout), 0.0
-        if mode:
-            model.network.compile(mode=mode)
+def bridge_sampling(
+    bench: Bench, config: str, job: str, batch: int, calls: Sequence[int], ways: Sequence[BridgeWay]
+) -> Iterator[Row]:
+    """Samples of pictures that are on the device already; what would take longer than 12 s is not run."""
+    device, work = bench.device, 0
+    for way in ways:
+        layout = way.layout(device)
+        model, optical = bench.bridge(config, way.amp, layout=layout), bench.pictures(batch, layout)
+        if way.mode:
+            model.network.compile(mode=way.mode)
+        each = first = 0.0
         for steps in calls:
             title = f"{job}, batch {batch}, {steps} calls"
-            settings = SamplerSettings(name="released", steps=steps)
-            expected = each.get(f"{way} {batch}", 0.0) * steps
-            if expected > 15 or expected > bench.left - 30:
-                yield Row(title, way, None, batch, note=f"not run: about {expected:.0f} s")
+            if each * steps > min(12.0, bench.left - 30):
+                yield Row(title, way.name, None, batch, note=f"not run: about {each * steps:.0f} s")
                 continue
-
-            def run(settings=settings, model=model, optical=optical) -> None:
-                shape = model.state_shape(optical)
-                model.sample(optical, settings, lambda step: torch.randn(shape, device=device))
-
-            with released_networks() if released else nullcontext():
+            with released_networks() if way.released else nullcontext():
+                first = first or once(partial(draw_samples, model, optical, 3), device)
                 forget_peak(device)
-                start = time.perf_counter()
-                run(SamplerSettings(name="released", steps=3))
-                first = first or time.perf_counter() - start
-                seconds = time_call(run, device, seconds=0, warm=1 if steps < 50 else 0) if expected < 4 else once(run, device)
-                work = (
-                    operations(lambda model=model, optical=optical: model.predict(*one_call(model, optical))) if not mode else 0
-                )
-            if not mode:
-                each[f"share {batch}"] = work
-            each[f"{way} {batch}"] = seconds / steps
-            share = bench.share(each[f"share {batch}"] * steps, seconds, way.removeprefix("released: "))
-            note = f"first call {first:.1f} s" if mode else ""
-            yield Row(title, way, seconds, batch, share, peak_memory(device), note=note)
+                seconds = once(partial(draw_samples, model, optical, steps), device)
+                work = work or operations(lambda model=model, optical=optical: model.predict(*one_call(model, optical)))
+            each = seconds / steps
+            note = f"first call {first:.1f} s" if way.mode else ""
+            yield Row(
+                title, way.name, seconds, batch, bench.share(work * steps, seconds, way.name), peak_memory(device), note=note
+            )
         torch._dynamo.reset()
 
 
-def once(run: Callable[[], None], device: torch.device) -> float:
+def draw_samples(model: BridgeModel, optical: torch.Tensor, steps: int) -> torch.Tensor:
+    """One sample of each picture, with noise of its own seed."""
+    seeds = torch.arange(len(optical), device=optical.device)
+    noise = partial(seeded_normal, seeds, shape=model.state_shape(optical)[1:])
+    return model.sample(optical, SamplerSettings(name="released", steps=steps), noise)
+
+
+def once(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call."""
     return time_steps(run, device, count=1, warm=0)
 
@@ -429,15 +448,19 @@ def one_call(model: BridgeModel, optical: torch.Tensor) -> tuple[torch.Tensor, t
 
 def f4_sampling(bench: Bench) -> Iterator[Row]:
     """The latent bridge f4."""
-    batches, calls = ((1, 2), (4,)) if bench.tiny else ((1, 16, 64), (20, 200))
-    yield from bridge_sampling(bench, "bbdm_hoss_f4.yml", "f4 sampling", batches, calls)
+    ways = [RELEASED, BridgeWay("TF32", "tf32"), BridgeWay("bf16", "bf16")]
+    for batch in (1, 2) if bench.tiny else (1, 16, 64):
+        graphs = [] if bench.tiny or batch == 64 else [BridgeWay("bf16 graphs", "bf16", mode="reduce-overhead")]
+        compiled = [BridgeWay("bf16 compiled", "bf16", mode="default")] if batch == 64 else []
+        calls = (4,) if bench.tiny else (20, 200)
+        yield from bridge_sampling(bench, "bbdm_hoss_f4.yml", "f4 sampling", batch, calls, [*ways, *graphs, *compiled])
 
 
 def pixel_sampling(bench: Bench) -> Iterator[Row]:
     """The pixel bridge."""
-    yield from bridge_sampling(
-        bench, "bbdm_hoss.yml", "pixel sampling, 256", (2,) if bench.tiny else (4,), (4,) if bench.tiny else (20,)
-    )
+    ways = [RELEASED, BridgeWay("TF32", "tf32"), BridgeWay("bf16", "bf16")]
+    batch, calls = (2, (4,)) if bench.tiny else (4, (20,))
+    yield from bridge_sampling(bench, "bbdm_hoss.yml", "pixel sampling, 256", batch, calls, ways)
 
 
 def promises(bench: Bench) -> Iterator[Row]:

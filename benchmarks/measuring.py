@@ -129,13 +129,18 @@ def forget_peak(device: torch.device) -> None:
 
 
 def matrix_rates(device: torch.device, side: int = 8192) -> dict[str, float]:
-    """Operations a second of a square matrix product in each type, TF32 off; on random numbers."""
+    """Operations a second of a square matrix product in each type, and in TF32; on random numbers."""
     rates = {}
     for name, dtype in DTYPES.items():
         if device.type == "cpu" and name == "fp16":
             continue
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         rates[name] = 2 * side**3 / time_call(lambda a=a, b=b: a @ b, device, seconds=0.3)
+    if device.type == "cuda":
+        a, b = (torch.randn(side, side, device=device) for _ in range(2))
+        torch.backends.cuda.matmul.allow_tf32 = True
+        rates["TF32"] = 2 * side**3 / time_call(lambda: a @ b, device, seconds=0.3)
+        torch.backends.cuda.matmul.allow_tf32 = False
     return rates
 
 

@@ -135,7 +135,12 @@ TABLE = (
     released("SOLVER.LOG_PERIOD", 100, "steps between log lines", low=1),
     released("SOLVER.SEED", 1234, "of everything that is drawn at random", low=0, high=2**63 - 1),
     new("SOLVER.DETERMINISTIC", False, "True: the same bits on the same GPU each time, where torch can; slower"),
-    new("SOLVER.AMP", "auto", "'auto': bf16 or fp16 on CUDA, off on a CPU", choices=("auto", "off", "fp16", "bf16")),
+    new(
+        "SOLVER.AMP",
+        "auto",
+        "'auto': bf16 or fp16 on CUDA, off on a CPU; 'tf32': float32 with convolutions in TF32, torch's own default on a GPU",
+        choices=("auto", "off", "tf32", "fp16", "bf16"),
+    ),
     new(
         "SOLVER.COMPILE",
         "off",

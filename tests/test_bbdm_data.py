@@ -23,6 +23,7 @@ from datasets.chips import read_chip
 from datasets.pairs import pair_ship_views, read_registered_pairs, split_by_place
 from datasets.sar import render_percentile
 from datasets.validation import build_validation_data
+from utils.device import Precision
 from utils.errors import DataError, UsageError
 
 
@@ -338,6 +339,11 @@ def test_half_of_the_pictures_are_mirrored():
     assert 160 < plain < 240
 
 
-def test_pictures_are_laid_out_as_the_device_likes():
-    assert layout_of(torch.device("cuda", 0)) is torch.channels_last
-    assert layout_of(torch.device("cpu")) is torch.contiguous_format
+def test_pictures_are_laid_out_as_the_devices_convolutions_like(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert layout_of(Precision("cuda", torch.bfloat16)) is torch.channels_last
+    assert layout_of(Precision("cuda")) is torch.contiguous_format
+    assert layout_of(Precision("cpu", torch.bfloat16)) is torch.contiguous_format
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert layout_of(Precision("cuda")) is torch.channels_last
+    assert layout_of(Precision("cpu")) is torch.contiguous_format

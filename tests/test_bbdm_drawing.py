@@ -26,7 +26,7 @@ class Recorder:
     """Stands for a bridge: keeps what `sample` was called with and gives the optical pictures back."""
 
     def __init__(self):
-        self.network = nn.Linear(1, 1)
+        self.network, self.precision = nn.Linear(1, 1), Precision("cpu")
         self.batches, self.noises = [], []
 
     def state_shape(self, pictures):
@@ -74,7 +74,7 @@ def test_the_last_batch_is_filled_up_and_its_filling_left_out():
 
 def test_pictures_go_to_the_network_in_the_layout_of_its_device(monkeypatch):
     model = Recorder()
-    monkeypatch.setattr("bbdm.drawing.layout_of", lambda device: torch.channels_last)
+    monkeypatch.setattr("bbdm.drawing.layout_of", lambda precision: torch.channels_last)
     list(draw(model, JOBS[:1], picture, STEPS, seed=7, batch_size=2))
     assert model.batches[0].is_contiguous(memory_format=torch.channels_last)
 

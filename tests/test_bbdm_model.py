@@ -130,7 +130,7 @@ def test_a_model_has_the_weights_and_the_layout_that_were_asked_for(tmp_path, mo
     torch.manual_seed(1)
     network = build_network(small_cfg())
     save(tmp_path / "bridge.pth", network.state_dict())
-    monkeypatch.setattr("bbdm.model.layout_of", lambda device: torch.channels_last)
+    monkeypatch.setattr("bbdm.model.layout_of", lambda precision: torch.channels_last)
     precision = Precision("cpu", torch.bfloat16)
     model = build_bridge_model(small_cfg(OBJECTIVE="noise"), CPU, precision, weights=read_bridge(tmp_path / "bridge.pth"))
     assert torch.equal(model.network.out[2].weight, network.out[2].weight)

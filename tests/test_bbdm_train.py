@@ -13,6 +13,7 @@ from bbdm.train import BridgeTask, build_plateau, build_update, validate
 from datasets.records import Batch
 from processor.update import Update
 from tests.commands import tiny_cfg
+from utils.device import Precision
 from utils.log import MetricsWriter
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ class Model:
     """Stands for a `BridgeModel`: one weight, whose loss is the weight times the first optical pixel."""
 
     def __init__(self, network: nn.Module):
-        self.network = network
+        self.network, self.precision = network, Precision("cpu")
         self.bridge = type("Bridge", (), {"schedule": range(1000)})
         self.asked = []
 

@@ -15,10 +15,11 @@ def build_device(cfg) -> torch.device:
     """The device of MODEL.DEVICE: 'auto' takes a GPU where there is one.
 
     Under torchrun each process takes the GPU of its local rank; a single one that of MODEL.DEVICE or MODEL.DEVICE_ID. Float32
-    means float32 there: convolutions do not round to TF32, as torch lets them. SOLVER.DETERMINISTIC takes effect here too.
+    means float32 there: convolutions round to TF32, as torch lets them, with SOLVER.AMP 'tf32' alone. SOLVER.DETERMINISTIC
+    takes effect here too.
     """
     device = find_device(cfg.MODEL.DEVICE, device_id=cfg.MODEL.DEVICE_ID)
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = cfg.SOLVER.AMP == "tf32"
     if cfg.SOLVER.DETERMINISTIC:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -104,8 +105,8 @@ def build_compilation(cfg, network: nn.Module) -> None:
 
 
 def find_precision(name: str, device: torch.device, *, key: str = "SOLVER.AMP") -> Precision:
-    """Precision 'auto', 'off', 'fp16' or 'bf16' on `device`."""
-    if name == "off" or (name == "auto" and device.type == "cpu"):
+    """Precision 'auto', 'off', 'tf32', 'fp16' or 'bf16' on `device`; 'tf32' is the device's own affair (`build_device`)."""
+    if name in ("off", "tf32") or (name == "auto" and device.type == "cpu"):
         return Precision(device.type)
     if name == "fp16" and device.type == "cpu":
         raise UsageError(f"{key} fp16 needs a CUDA device; on a CPU take 'bf16' or 'off'")

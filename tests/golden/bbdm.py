@@ -41,7 +41,7 @@ def check_bridge(vectors: Vectors, *, objective: str | None = None) -> Iterator[
     """Forward sample, target, recovery, loss and the whole released reverse loop; the objective is found by its target."""
     x0, y, noise, t, x_t, target = (tensor(vectors[key]) for key in ("x0", "y", "noise", "t", "x_t", "target"))
     schedule = make_schedule(str(vectors.get("mt_type", "linear")), num_timesteps=int(vectors["num_timesteps"]))
-    bridge = Bridge(schedule, objective=objective or _objective_of(vectors, schedule))
+    bridge = Bridge(schedule, objective=objective or _objective_of(vectors, schedule)).to(x0.device)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         return 0.3 * x + 0.05 * t.view(-1, 1, 1, 1) / 100
@@ -72,7 +72,9 @@ def check_bridge(vectors: Vectors, *, objective: str | None = None) -> Iterator[
 def _objective_of(vectors: Vectors, schedule: Schedule) -> str:
     """The objective is only in the file's name, which a check does not see; the target tells it as well."""
     x0, y, noise, t = (tensor(vectors[key]) for key in ("x0", "y", "noise", "t"))
-    targets = {name: Bridge(schedule, objective=name).target(x0, y, t, noise) for name in ("grad", "noise", "ysubx")}
+    targets = {
+        name: Bridge(schedule, objective=name).to(x0.device).target(x0, y, t, noise) for name in ("grad", "noise", "ysubx")
+    }
     return min(targets, key=lambda name: _difference(targets[name], vectors["target"]))
 
 
