@@ -15,6 +15,8 @@ from PIL import Image
 from datasets.catalogue import read_hoss
 from datasets.curation.faults import MAIN_SPLITS
 from datasets.records import DISTRACTOR, Modality, Split
+from datasets.sar import render_percentile
+from datasets.ships.appearance import pixel_features
 from datasets.ships.counts import CAMERAS, SIZES, Fleet, plan_views
 from datasets.ships.designs import FAMILY, KINDS_OF_SHIP, draw_ship, load_ship
 from datasets.ships.optical import OPTICAL_PIXEL, render_optical
@@ -35,18 +37,28 @@ def rng(*words):
 SHIPS = [load_ship(draw_ship(number, seed=7, sisters=0.0), rng(number, 0)) for number in range(1, 41)]
 NORTH = Berth(heading=0.0, bow_down=False)
 BROADSIDE = replace(
-    draw_radar_pass(rng(1), rng(2)), direction=0.0, incidence=np.pi / 4, looks=4, smear=0.0, side_lobes=0.0, sea=1e-6, gain=0.8
+    draw_radar_pass(rng(1), rng(2), variety=1.0),
+    direction=0.0,
+    incidence=np.pi / 4,
+    looks=4,
+    smear=0.0,
+    side_lobes=0.0,
+    sea=1e-6,
+    gain=0.8,
 )
 
 
 @pytest.fixture(scope="module")
 def optical():
-    return [render_optical(ship, draw_optical_pass(rng(n), rng(n, 1)), NORTH, rng(n, 2)) for n, ship in enumerate(SHIPS)]
+    return [
+        render_optical(ship, draw_optical_pass(rng(n), rng(n, 1), variety=1.0), NORTH, rng(n, 2))
+        for n, ship in enumerate(SHIPS)
+    ]
 
 
 @pytest.fixture(scope="module")
 def sar():
-    return [render_sar(ship, draw_radar_pass(rng(n), rng(n, 1)), NORTH, rng(n, 3)) for n, ship in enumerate(SHIPS)]
+    return [render_sar(ship, draw_radar_pass(rng(n), rng(n, 1), variety=1.0), NORTH, rng(n, 3)) for n, ship in enumerate(SHIPS)]
 
 
 # Ships
@@ -146,7 +158,9 @@ def test_optical_chips_are_like_those_of_hoss(optical):
 
 def test_the_sun_throws_the_shadows_to_its_own_side():
     ship = replace(SHIPS[0], parts=(), holds=(), freeboard=20.0, length=150.0, beam=30.0)
-    clear = replace(draw_optical_pass(rng(1), rng(2)), sun_slope=1.0, lean=0.0, cloud=0.0, haze=0.0, swell=0.0, sea=(0.3,) * 3)
+    clear = replace(
+        draw_optical_pass(rng(1), rng(2), variety=1.0), sun_slope=1.0, lean=0.0, cloud=0.0, haze=0.0, swell=0.0, sea=(0.3,) * 3
+    )
     sides = []
     for direction in (0.0, np.pi):
         chip = render_optical(ship, replace(clear, direction=direction), NORTH, rng(3), jitter=0.0).mean(2)
@@ -156,7 +170,7 @@ def test_the_sun_throws_the_shadows_to_its_own_side():
 
 
 def test_a_bow_below_turns_the_chip():
-    passing = replace(draw_optical_pass(rng(1), rng(2)), lean=0.0, cloud=0.0)
+    passing = replace(draw_optical_pass(rng(1), rng(2), variety=1.0), lean=0.0, cloud=0.0)
     up, down = (
         render_optical(SHIPS[1], passing, Berth(0.0, bow_down), rng(4), jitter=0.0).mean(2).mean(1)
         for bow_down in (False, True)
@@ -241,9 +255,9 @@ def test_a_smeared_ship_is_smooth_along_azimuth_and_side_lobes_reach_far():
         rough = np.abs(np.diff(power, axis=0)).mean() / power.mean()
         return rough, power[:6].mean()
 
-    sharp, smeared, lobed = far(), far(smear=4.0), far(side_lobes=0.05)
+    sharp, smeared, lobed = far(), far(smear=4.0), far(side_lobes=0.2)
     assert smeared[0] < 0.6 * sharp[0]
-    assert lobed[1] > 5 * sharp[1]
+    assert lobed[1] > 3 * sharp[1]
 
 
 def test_scintillation_changes_what_shines():
@@ -256,29 +270,27 @@ def test_scintillation_changes_what_shines():
     assert twice(0.01) > twice(4.0) + 0.1
 
 
-def profile(chip, length=32):
-    """Brightness along the ship."""
-    rows = chip.mean(1) if chip.ndim == 2 else chip.mean((1, 2))
-    rows = np.interp(np.linspace(0, len(rows) - 1, length), np.arange(len(rows)), rows)
-    return (rows - rows.mean()) / rows.std()
+def test_a_view_finds_its_ship_among_others_by_plain_pixels():
+    def seen(k):
+        for n, ship in enumerate(SHIPS):
+            passing = draw_radar_pass(rng(n, k), rng(n, k), variety=0.2)
+            yield render_percentile(render_sar(ship, passing, NORTH, rng(n, k), scintillation=0.2))
 
-
-def test_views_of_a_ship_are_more_alike_than_views_of_two(sar):
-    again = [render_sar(ship, draw_radar_pass(rng(n, 8), rng(n, 9)), NORTH, rng(n, 7)) for n, ship in enumerate(SHIPS)]
-    likeness = np.stack([profile(chip) for chip in sar]) @ np.stack([profile(chip) for chip in again]).T / 32
-    own = np.diag(likeness).mean()
-    other = (likeness.sum() - np.trace(likeness)) / (likeness.size - len(SHIPS))
-    assert own > other + 0.05
+    likeness = pixel_features(list(seen(8))) @ pixel_features(list(seen(9))).T
+    before = (likeness > np.diag(likeness)[:, None]).sum(axis=1)
+    assert np.mean(before < len(SHIPS) / 4) > 0.5  # by chance: a quarter
 
 
 # Scenes
 
 
 def test_cameras_of_a_scene_share_its_sun_and_ships_lie_about_alike():
-    first, second = (draw_optical_pass(rng(1), rng(1, camera)) for camera in (1, 3))
+    first, second = (draw_optical_pass(rng(1), rng(1, camera), variety=1.0) for camera in (1, 3))
     assert (first.direction, first.sun_slope, first.sea) == (second.direction, second.sun_slope, second.sea)
     assert first.lean_direction != second.lean_direction
-    berths = [draw_berth(rng(1), rng(1, ship)) for ship in range(40)]
+    radars = [draw_radar_pass(rng(1), rng(1, camera), variety=1.0) for camera in (2, 4)]
+    assert radars[0].ceiling == radars[1].ceiling and abs(radars[0].direction - radars[1].direction) < 0.6
+    berths = [draw_berth(rng(1), rng(1, ship), variety=1.0) for ship in range(40)]
     assert len({berth.bow_down for berth in berths}) == 1
     middle = np.median([berth.heading for berth in berths])
     assert np.mean([abs(berth.heading - middle) < 0.6 for berth in berths]) > 0.7
@@ -426,7 +438,15 @@ def test_a_folder_that_is_not_empty_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["--train-ships", "0"], ["--test-ships", "0"], ["--seed", "-1"], ["--workers", "0"], ["--difficulty", "-1"]]
+    "words",
+    [
+        ["--train-ships", "0"],
+        ["--test-ships", "0"],
+        ["--seed", "-1"],
+        ["--workers", "0"],
+        ["--difficulty", "-1"],
+        ["--difficulty", "1.1"],
+    ],
 )
 def test_wrong_numbers_are_refused(tmp_path, words):
     with pytest.raises(UsageError, match=words[0]):

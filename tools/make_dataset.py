@@ -25,7 +25,7 @@ from utils.cli import run
 from utils.errors import UsageError
 from utils.log import progress
 
-DIFFICULTY = 1.0
+DIFFICULTY = 0.3
 """The default difficulty; docs/synthetic.md tells what a baseline reaches at it."""
 
 
@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--train-ships", type=int, metavar="N", help="other than the size's, at its proportions")
     parser.add_argument("--test-ships", type=int, metavar="N", help="likewise; distractors go with them")
-    parser.add_argument("--difficulty", type=float, default=DIFFICULTY, help=f"0: easy ({DIFFICULTY:g}; docs/synthetic.md)")
+    parser.add_argument("--difficulty", type=float, default=DIFFICULTY, help=f"0 to 1 ({DIFFICULTY:g}; docs/synthetic.md)")
     parser.add_argument("--spare-views", type=int, metavar="K", help="SAR views of each optical chip in spare/ (1; large: 0)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other ships (0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; the files stay the same (all)")
@@ -109,8 +109,10 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("train_ships", "test_ships", "workers"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; take 1 or more")
-    for name in ("difficulty", "spare_views", "seed"):
-        if (value := getattr(args, name)) is not None and not value >= 0:
+    if not 0 <= args.difficulty <= 1:
+        raise UsageError(f"--difficulty is {args.difficulty}; take 0 to 1")
+    for name in ("spare_views", "seed"):
+        if (value := getattr(args, name)) is not None and value < 0:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; take 0 or more")
     size = SIZES[args.size].scaled(args.train_ships, args.test_ships)
     views = list(plan_views(size, args.seed))

@@ -14,11 +14,14 @@ from numpy.random import Generator
 from datasets.catalogue import FOLDERS, KINDS
 from datasets.records import DISTRACTOR, Chip, Modality, Split
 
-CAMERAS = 4
+CAMERAS = 6
 """Passes over a scene, optical and SAR in turn; the first is optical in odd scenes and SAR in even ones."""
 
-VISIT = 2
+VISIT = 3
 """Most chips of a ship by one sensor in one scene; what is more comes from further visits."""
+
+RETURNS = 0.25
+"""Share of the ships with two chips or more by a sensor that come twice although one visit would hold all."""
 
 
 @dataclass(frozen=True)
@@ -153,12 +156,14 @@ def _cameras(scene: int, modality: Modality) -> list[int]:
 
 def _views_of_ship(ship: int, optical: int, sar: int, is_test: bool, scenes: int, rng: Generator) -> Iterator[View]:
     """The chips of a ship, visit by visit; of a test ship the first of each sensor is a query, or the first two of the one."""
-    visits = rng.permutation(np.arange(1, scenes + 1))[: -(-max(optical, sar) // VISIT)]
+    most = max(optical, sar)
+    times = max(-(-most // VISIT), 1 + (most > 1 and rng.random() < RETURNS))
+    visits, each = rng.permutation(np.arange(1, scenes + 1))[:times], -(-most // times)
     queries = 1 if optical and sar else 2
     for modality, count in ((Modality.OPTICAL, optical), (Modality.SAR, sar)):
         for place in range(count):
-            scene = int(visits[place // VISIT])
-            camera = _cameras(scene, modality)[place % VISIT]
+            scene = int(visits[place // each])
+            camera = _cameras(scene, modality)[place % each]
             split = Split.TRAIN if not is_test else Split.QUERY if place < queries else Split.GALLERY
             path = Path(FOLDERS[split], f"{ship:04d}_s{scene:02d}c{camera}_{KINDS[modality]}.tif")
             yield View(Chip(path, ship, modality, split), ship, scene, camera)

@@ -4,7 +4,7 @@ A deck is drawn from two streams: `plan` is common to sister ships, `detail` is 
 `datasets.ships.designs`; y runs aft, so a deck is laid out from the bow (negative) to the stern.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
@@ -91,8 +91,8 @@ def _bridge(y: float, length: float, beam: float, plan: Generator, detail: Gener
     wide, set_back = float(plan.uniform(0.6, 0.92)), float(plan.uniform(0.2, 0.35))
     mast = Part(0.0, y - 0.2 * length, 1.5, 1.5, height + 8, WHITE, 12.0)
     parts = [
-        Part(0, y, beam * wide, length, height * 0.6, vary(WHITE, detail), 0.5),
-        Part(0, y - length * 0.15, beam * wide * 0.85, length * 0.6, height * 0.85, vary(WHITE, detail), 0.5),
+        Part(0, y, beam * wide, length, height * 0.6, vary(WHITE, detail), 1.5),
+        Part(0, y - length * 0.15, beam * wide * 0.85, length * 0.6, height * 0.85, vary(WHITE, detail), 1.5),
         Part(0, y - length * 0.32, beam * float(plan.uniform(0.9, 1.0)), 3.5, height, vary(WHITE, detail, 0.02), 1.5),
         Part(0, y + length * set_back, beam * 0.22, length * 0.25, height + 2, _pick(_FUNNELS, detail), 1.0),
     ]
@@ -114,7 +114,7 @@ def _fittings(start: float, end: float, beam: float, plan: Generator, detail: Ge
     places = [place for place in places if detail.random() < 0.75]
     places += [(detail.uniform(start, end), detail.choice([-1, 1]) * detail.uniform(0.3, 0.45)) for _ in range(own)]
     size = detail.gamma(3.0, 0.6, len(places)) + 0.8
-    return [Part(float(x) * beam, float(y), float(s), float(s), 2.5, (0.6, 0.58, 0.52), 1.5) for (y, x), s in zip(places, size)]
+    return [Part(float(x) * beam, float(y), float(s), float(s), 2.5, (0.6, 0.58, 0.52), 0.7) for (y, x), s in zip(places, size)]
 
 
 def _crane(y: float, x: float, reach: float, paint: Paint, turn: float = 0.0) -> list[Part]:
@@ -136,7 +136,7 @@ def _bulk(length: float, beam: float, plan: Generator, detail: Generator) -> Dec
     bridge = float(plan.uniform(0.07, 0.1)) * length
     start, end = -0.44 * length, 0.47 * length - bridge * 1.15
     count = int(np.clip(round(length / plan.uniform(30, 42)), 4, 9))
-    pitch, wide = (end - start) / count, float(plan.uniform(0.45, 0.66)) * beam
+    pitch, wide = (end - start) / count, float(plan.uniform(0.5, 0.7)) * beam
     long, cover = float(plan.uniform(0.62, 0.82)) * pitch, _pick(_COVERS, detail)
     centres = start + (np.arange(count) + 0.5) * pitch
     holds = [Hold(float(y), long, wide, 2.2, "hatch", cover) for y in centres]
@@ -146,9 +146,9 @@ def _bulk(length: float, beam: float, plan: Generator, detail: Generator) -> Dec
         for y in centres[1 :: int(plan.choice([1, 1, 2]))] - pitch / 2:
             holds.append(Hold(float(y), jib, side, 0.0, "crane", paint))
     parts += _fittings(start, end, beam, plan, detail) + _forecastle(length, beam, plan)
-    holds += (
-        [Hold(float(detail.choice(centres)), min(long, wide) * 0.7, 0, 2.2, "helipad", cover)] if detail.random() < 0.5 else []
-    )
+    if detail.random() < 0.5:
+        place = int(detail.integers(count))
+        holds[place] = replace(holds[place], cargo="helipad")
     return parts + _bridge(0.47 * length - bridge / 2, bridge, beam, plan, detail), holds
 
 
@@ -285,8 +285,10 @@ def _deck_cargo(hold: Hold, rng: Generator) -> list[Part]:
 
 
 def _painted_pad(hold: Hold, rng: Generator) -> list[Part]:
-    """A helicopter's landing place: the ship's own on every visit."""
-    return _helipad(hold.y, hold.length, hold.height, np.random.default_rng(int(abs(hold.y) * 1000)))
+    """A hatch that stays closed, and on it a helicopter's landing place: the ship's own on every visit."""
+    cover = Part(0, hold.y, hold.width, hold.length, hold.height, hold.paint, 0.004)
+    size = 0.7 * min(hold.width, hold.length)
+    return [cover, *_helipad(hold.y, size, hold.height, np.random.default_rng(int(abs(hold.y) * 1000)))]
 
 
 CARGO = {"hatch": _hatch, "crane": _working_crane, "boxes": _boxes, "deck cargo": _deck_cargo, "helipad": _painted_pad}

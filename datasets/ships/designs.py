@@ -115,7 +115,7 @@ def draw_ship(number: int, *, seed: int, sisters: float) -> Ship:
         bow_fullness=float(plan.uniform(1.7, 3.0)) if kind != "container ship" else float(plan.uniform(1.0, 1.4)),
         transom=float(plan.uniform(0.5, 0.95)),
         deck_paint=paint,
-        deck_echo=float(10 ** detail.uniform(-2.0, -1.3)),
+        deck_echo=float(10 ** detail.uniform(-2.4, -1.7)),
         rail_echo=float(10 ** detail.uniform(-1.0, -0.4)),
         parts=tuple(parts),
         holds=tuple(holds),

@@ -81,7 +81,7 @@ def _frame(
 
 def _expose(chip: np.ndarray, seen: OpticalPass, rng: Generator) -> np.ndarray:
     """From reflectance (H, W, 3) to the product: blur, sharpening, calibration, air, cloud and noise; uint8."""
-    chip = cv2.GaussianBlur(chip, (0, 0), 0.8)
+    chip = cv2.GaussianBlur(chip, (0, 0), 0.9)
     chip = chip + seen.sharpness * (chip - cv2.GaussianBlur(chip, (0, 0), 1.5))
     chip = chip * np.float32(seen.cast) + seen.haze * np.float32([0.6, 0.9, 1.2])
     if seen.cloud:

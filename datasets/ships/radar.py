@@ -21,6 +21,9 @@ SAR_PIXEL = 1.0
 _FLASH = 0.25
 """Radians off a wall's normal within which it shines as a dihedral."""
 
+_SPREAD = 2.0
+"""Metres, the standard deviation of where echoes that went to and fro on board seem to come from."""
+
 
 def render_sar(
     ship: Ship, passing: RadarPass, berth: Berth, rng: Generator, *, scintillation: float = 1.0, jitter: float = 1.0
@@ -41,7 +44,9 @@ def render_sar(
     seen, plan = seen_from(passing, berth), draw_plan(ship)
     turn = turn_plan(plan.hull.shape, seen.direction, SAR_PIXEL, margin=30.0)
     echo, landing = _echoes(turn.ahead(plan.height), turn.ahead(plan.echo), seen, scintillation, rng)
-    power = _focus(_lay_over(echo, landing) + seen.sea, seen, rng)
+    power = _lay_over(echo, landing)
+    power += seen.multipath * (cv2.GaussianBlur(power, (0, 0), _SPREAD / SAR_PIXEL) - power)
+    power = _focus(power + seen.sea, seen, rng)
     shape, placement = _frame(ship, seen, berth, plan.hull.shape, rng, jitter)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     power = cv2.warpAffine(power, turn.place(placement), shape[::-1], flags=flags)
@@ -59,7 +64,7 @@ def _echoes(
     # Ships are built at right angles: their walls face the beam near multiples of a quarter turn.
     off = (seen.direction + np.pi / 4) % (np.pi / 2) - np.pi / 4
     flash = 0.2 + np.exp(-((off / _FLASH) ** 2))
-    walls = 0.1 * flash * np.minimum(rise, 8) ** 2
+    walls = 0.2 * flash * np.minimum(rise, 8) ** 2
     shape = 1 / max(scintillation, 1e-3)
     echo = (surface + walls) * lit * rng.gamma(shape, 1 / shape, height.shape).astype(np.float32)
     # A wall's echo comes from its foot, which is where `rise` has it.

@@ -57,7 +57,8 @@ class RadarPass:
         gain: from the square root of power to the product's scale, before it saturates.
         sea: backscatter of the water, linear.
         smear: metres along azimuth over which a ship that moves is smeared.
-        side_lobes: their share of the power along range and azimuth.
+        side_lobes: amplitude of a side lobe next to its point, squared.
+        multipath: share of the power that went to and fro on board, and comes spread.
         resolution: metres, the standard deviation of a point's echo.
     """
 
@@ -69,6 +70,7 @@ class RadarPass:
     sea: float
     smear: float
     side_lobes: float
+    multipath: float
     resolution: float
 
 
@@ -88,41 +90,51 @@ class Berth:
 Pass = TypeVar("Pass", OpticalPass, RadarPass)
 
 
-def draw_optical_pass(scene: Generator, camera: Generator) -> OpticalPass:
-    """Draw a pass; the sun and the sea are the scene's, the rest the camera's."""
+def draw_optical_pass(scene: Generator, camera: Generator, *, variety: float) -> OpticalPass:
+    """Draw a pass: the scene's sun, sea and product, and what is the camera's own. `variety`: see `datasets.ships.world`."""
+    warm, bright = np.array([1.0, 0.3, -1.0]), scene.uniform(0.8, 1.45)
+    cast = scene.normal(1, 0.05, 3) + scene.normal(0, 0.15) * warm
+    cast += variety * (camera.normal(0, 0.05, 3) + camera.normal(0, 0.15) * warm)
     return OpticalPass(
         direction=float(scene.uniform(0, 2 * np.pi)),
         sun_slope=float(np.tan(scene.uniform(0.5, 1.0))),
         sea=tuple(np.array(_SEAS[scene.integers(len(_SEAS))]) * scene.uniform(0.5, 1.2)),
-        swell=float(scene.uniform(0.05, 0.3)),
+        swell=float(scene.uniform(0.03, 0.2)),
         lean_direction=float(camera.uniform(0, 2 * np.pi)),
-        lean=float(np.tan(camera.uniform(0.0, 0.45))),
-        cast=tuple((camera.normal(1, 0.05, 3) + camera.normal(0, 0.15) * np.array([1, 0.3, -1])) * camera.uniform(0.75, 1.55)),
+        lean=float(np.tan(camera.uniform(0.0, 0.45) * variety)),
+        cast=tuple(cast * bright * np.exp(camera.normal(0, 0.2) * variety)),
         haze=float(camera.uniform(0, 0.05)),
-        cloud=float(camera.uniform(0.2, 0.7)) if camera.random() < 0.06 else 0.0,
-        sharpness=float(camera.uniform(0.3, 1.0)),
+        cloud=float(camera.uniform(0.2, 0.7)) if camera.random() < 0.06 * variety else 0.0,
+        sharpness=float(scene.uniform(0.3, 1.0)),
     )
 
 
-def draw_radar_pass(scene: Generator, camera: Generator) -> RadarPass:
-    """Draw a pass; the product and the sea are the scene's, the geometry the camera's."""
+def draw_radar_pass(scene: Generator, camera: Generator, *, variety: float) -> RadarPass:
+    """Draw a pass: the scene's product, sea and geometry, and what is the camera's own. `variety`: see `datasets.ships.world`.
+
+    Without variety every beam comes from port at an incidence of 0.65 radians.
+    """
     return RadarPass(
         ceiling=float(SAR_CEILINGS[scene.integers(len(SAR_CEILINGS))]),
-        sea=float(10 ** scene.uniform(-5.6, -4.6)),
-        gain=float(scene.uniform(0.55, 1.0)),
-        direction=float(camera.uniform(0, 2 * np.pi)),
-        incidence=float(camera.uniform(0.45, 0.85)),
-        looks=int(camera.choice([1, 1, 2, 4])),
-        smear=float(camera.exponential(1.2)),
-        side_lobes=float(10 ** camera.uniform(-3.5, -1.3)),
-        resolution=float(camera.uniform(0.45, 0.8)),
+        sea=float(10 ** scene.uniform(-6.3, -5.3)),
+        gain=float(scene.uniform(0.6, 1.15)),
+        direction=float((scene.uniform(-np.pi, np.pi) + camera.normal(0, 0.1)) * variety),
+        incidence=float(0.65 + (scene.uniform(-0.2, 0.2) + camera.normal(0, 0.03)) * variety),
+        looks=int(scene.choice([1, 1, 2, 4])),
+        smear=float(camera.exponential(0.8)),
+        side_lobes=float(10 ** camera.uniform(-3.6, -1.5)),
+        multipath=float(10 ** camera.uniform(-2.0, -0.8)),
+        resolution=float(scene.uniform(0.55, 0.85)),
     )
 
 
-def draw_berth(scene: Generator, ship: Generator) -> Berth:
-    """Draw how a ship lies: about as the others, a few across; the bow is above or below in all chips of a scene."""
-    common, bow_down = scene.uniform(0, 2 * np.pi), bool(scene.random() < 0.5)
-    return Berth(float(common + ship.normal(0, 0.2) + (ship.uniform(0, 2 * np.pi) if ship.random() < 0.15 else 0)), bow_down)
+def draw_berth(scene: Generator, ship: Generator, *, variety: float) -> Berth:
+    """Draw how a ship lies: about as the others, a few across; the bow is above or below in all chips of a scene.
+
+    Without variety all ships lie at heading 0 and their bows are above.
+    """
+    across = ship.uniform(0, 2 * np.pi) if ship.random() < 0.15 else 0.0
+    return Berth(float(ship.normal(0, 0.2) + across) * variety, bool(scene.random() < 0.5 * variety))
 
 
 def seen_from(passing: Pass, berth: Berth) -> Pass:
