@@ -338,8 +338,8 @@ def test_every_size_holds_what_it_says(name):
 
 def test_scaled_sizes_keep_their_proportions():
     size = SIZES["hoss"].scaled(None, 264)
-    assert size.train == SIZES["hoss"].train and size.test.ships == 264 and size.distractors == (264, 225)
-    assert size.test == Fleet(198, 36, 30, 966, 852)
+    assert size.train == SIZES["hoss"].train and size.test.ships == 264 and size.distractors == (219, 270)
+    assert size.test == Fleet(198, 36, 30, 1140, 678)
     views = list(plan_views(size, 0))
     assert sum(view.chip.split is Split.QUERY for view in views) == 2 * 264
 

@@ -25,7 +25,7 @@ from utils.cli import run
 from utils.errors import UsageError
 from utils.log import progress
 
-DIFFICULTY = 0.3
+DIFFICULTY = 0.4
 """The default difficulty; docs/synthetic.md tells what a baseline reaches at it."""
 
 

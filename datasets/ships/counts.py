@@ -84,8 +84,9 @@ class WorldSize:
 
 SIZES = {
     "tiny": WorldSize(Fleet(200, 20, 20, 660, 660), Fleet(67, 7, 6, 222, 219), (20, 20), scenes=8),
-    # 1,063 training chips of 361 ships; 176 queries of 88 ships, 430 of their chips in the gallery; 163 distractors.
-    "hoss": WorldSize(Fleet(289, 36, 36, 574, 489), Fleet(66, 12, 10, 322, 284), (88, 75), scenes=8),
+    # 1,063 training chips of 361 ships; 176 queries of 88 ships, 430 of their chips in the gallery; 163 distractors. Of the
+    # public sample's gallery two chips of three are optical, and of its 18 distractors 8.
+    "hoss": WorldSize(Fleet(289, 36, 36, 574, 489), Fleet(66, 12, 10, 380, 226), (73, 90), scenes=8),
     # 100,000 chips, of which 3,200 are queries.
     "large": WorldSize(
         Fleet(16000, 2400, 1600, 44000, 40000), Fleet(1200, 220, 180, 7200, 6400), (1300, 1100), scenes=100, spare_views=0
