@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
+from datasets.askew import stand_up
 from datasets.rasters import MAX_PIXELS, Raster, read_layout, read_raster
 from datasets.records import Chip, Modality
 from datasets.sar import SarRendering
@@ -128,7 +129,9 @@ def read_chip(
             f"{chip.path} has {width} x {height} pixels and should have {known}: it was changed after it was listed, or its "
             "samples were made from another chip; make them again"
         )
-    return picture
+    if chip.upright:
+        picture = stand_up(picture)
+    return np.ascontiguousarray(picture[::-1, ::-1]) if chip.turned else picture
 
 
 def read_generated(chip: Chip, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:

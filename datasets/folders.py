@@ -1,13 +1,14 @@
 """Pictures of folders without labels: which there are, what took them, and which cannot be read."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from datasets.askew import askew_angle
 from datasets.catalogue import find_modality, find_pictures
 from datasets.chips import ChipReading
 from datasets.records import DISTRACTOR, Chip, Modality, Split
-from utils.errors import DataError
+from utils.errors import DataError, some
 from utils.log import progress
 
 logger = logging.getLogger(__name__)
@@ -24,14 +25,16 @@ class Gathered:
         chips: those that can be read, sorted by path; their ship is `DISTRACTOR`.
         names: path of each -> its path below the folder, with slashes; of one in the folder itself its file name.
         broken: path of each that cannot be read -> why, in a sentence that names it.
+        askew: path of each whose ship does not stand upright -> degrees, as `datasets.askew` estimates them.
     """
 
     chips: tuple[Chip, ...]
     names: dict[Path, str]
     broken: dict[Path, str]
+    askew: dict[Path, float] = field(default_factory=dict)
 
 
-def gather_chips(path: Path, split: Split, modality: str, read: ChipReading) -> Gathered:
+def gather_chips(path: Path, split: Split, modality: str, read: ChipReading, *, upright: bool = False) -> Gathered:
     """Find and read every picture of a folder and below it, or the one picture that `path` is.
 
     Args:
@@ -39,24 +42,35 @@ def gather_chips(path: Path, split: Split, modality: str, read: ChipReading) -> 
         split: of the chips.
         modality: 'auto' (by the name, else the pixels), 'optical' or 'sar'.
         read: how chips are read; a picture is kept if it raises no DataError.
+        upright: whether askew ships are to be turned upright.
 
     Raises:
         DataError: no such path, or no picture there.
     """
     pictures = find_pictures(path)
     root = path if path.is_dir() else path.parent
-    chips, broken = [], {}
+    chips, broken, askew = [], {}, {}
     with progress(len(pictures), f"reading {path.name}", unit="chip") as bar:
         for picture in pictures:
             try:
                 known = MODALITY_CHOICES.get(modality)
                 chip = Chip(picture, DISTRACTOR, find_modality(picture) if known is None else known, split)
-                read(chip)
-                chips.append(chip)
+                angle = askew_angle(read(chip))
+                if angle is not None:
+                    askew[picture] = angle
+                chips.append(replace(chip, upright=upright and angle is not None))
             except DataError as error:
                 broken[picture] = str(error)
             bar.update()
-    return Gathered(tuple(chips), {chip.path: chip.path.relative_to(root).as_posix() for chip in chips}, broken)
+    return Gathered(tuple(chips), {chip.path: chip.path.relative_to(root).as_posix() for chip in chips}, broken, askew)
+
+
+def warn_of_askew(gathered: Gathered, *, upright: bool) -> None:
+    """Say which ships do not stand upright; `upright`: they were turned."""
+    if gathered.askew:
+        told = some(f"{gathered.names[path]} ({angle:+.0f} degrees)" for path, angle in gathered.askew.items())
+        done = "turned upright" if upright else "the model knows upright ships only; --upright turns them"
+        logger.warning("ships askew in %d of %d chips: %s; %s", len(gathered.askew), len(gathered.chips), told, done)
 
 
 def refuse_broken(gathered: Gathered, *, skip: bool) -> None:

@@ -54,6 +54,8 @@ class Chip:
         origin: of a generated picture, what its file must say of where it comes from; None where no manifest tells.
         saved: (width, height) in pixels of a generated picture's file; None: as its source.
         measured: of a generated picture, whether its size triple is that of its own file, as a SAR chip's.
+        upright: whether the picture is turned so that its ship stands upright (`datasets.askew`).
+        turned: whether the picture is turned by 180 degrees, bow for stern.
     """
 
     path: Path
@@ -66,6 +68,8 @@ class Chip:
     origin: str | None = None
     saved: tuple[int, int] | None = None
     measured: bool = False
+    upright: bool = False
+    turned: bool = False
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,10 @@ def hash_text(parts: Iterable[str]) -> str:
 def chip_contents(records: Sequence[Chip], hashes: Sequence[str]) -> list[str]:
     """What decides the picture of each chip: its file (`hashes`), how it is read, its modality."""
     return [
-        f"{digest} {record.path.suffix.lower()} {int(record.modality)}" for record, digest in zip(records, hashes, strict=True)
+        f"{digest} {record.path.suffix.lower()} {int(record.modality)}"
+        + " upright" * record.upright
+        + " turned" * record.turned
+        for record, digest in zip(records, hashes, strict=True)
     ]
 
 

@@ -12,16 +12,18 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from scipy.stats import binomtest
 
 from datasets.catalogue import KINDS, modality_of_name, parse_name
+from datasets.chips import read_chip
 from datasets.curation.importing import COLUMNS, ChipTable, read_table, read_task
 from datasets.curation.splitting import split_chips
 from datasets.folders import gather_chips, refuse_broken
-from datasets.rasters import read_raster
 from datasets.records import DISTRACTOR, Chip, Modality, Split
+from datasets.sar import render_percentile
 from utils.cli import run
 from utils.errors import DataError, UsageError
 from utils.log import progress, setup_logging, table
@@ -87,7 +89,7 @@ def read_unlabelled(path: Path, options: Mapping[str, object]) -> ChipTable:
     """The chips of a folder, or of a CSV without ships; `options` go to `read_table`, of which a folder heeds `skip_bad`."""
     if not path.is_dir():
         return read_table(path, path.parent, labelled=False, **options)
-    gathered = gather_chips(path, Split.QUERY, "auto", lambda chip: read_raster(chip.path).values)
+    gathered = gather_chips(path, Split.QUERY, "auto", partial(read_chip, render_sar=render_percentile))
     refuse_broken(gathered, skip=bool(options["skip_bad"]))
     chips = tuple(replace(chip, path=chip.path.absolute()) for chip in gathered.chips)
     ids = {path.absolute(): name for path, name in gathered.names.items()}

@@ -7,7 +7,7 @@ sheet of pictures for each query.
 import argparse
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from configs.command import config_parser, open_command
 from datasets.chips import ChipReading
-from datasets.folders import MODALITY_CHOICES, count_broken, gather_chips, refuse_broken
+from datasets.folders import MODALITY_CHOICES, count_broken, gather_chips, refuse_broken, warn_of_askew
 from datasets.loaders import build_chip_reading
 from datasets.records import Chip, Split
 from processor.common_space import build_common_space
@@ -58,7 +58,13 @@ class RankedList:
 
 
 def rank_records(
-    query: Sequence[Chip], gallery: Sequence[Chip], features: Tensor, ranking: Ranking, *, top_k: int
+    query: Sequence[Chip],
+    gallery: Sequence[Chip],
+    features: Tensor,
+    ranking: Ranking,
+    *,
+    top_k: int,
+    turned: Tensor | None = None,
 ) -> list[RankedList]:
     """Rank the gallery for each query; of two pictures at one distance the one that comes first in the gallery ranks first.
 
@@ -68,14 +74,19 @@ def rank_records(
         features: (Q + G, D) of the queries and then the gallery, not normalised.
         ranking: how; `same_modality` False leaves out what the query's own sensor took.
         top_k: length of a list at most; 0 for all.
+        turned: (Q, D) features of the queries turned by 180 degrees; of a query's two distances the smaller counts.
     """
     features = functional.normalize(features) if ranking.normalise else features
     query_features, gallery_features = features[: len(query)], features[len(query) :]
     query_modalities = torch.tensor([record.modality for record in query])
     modalities = torch.tensor([record.modality for record in gallery])
-    query_features = expand(query_features, gallery_features, query_modalities, modalities, ranking)
+    both = [query_features]
+    if turned is not None:
+        both.append(functional.normalize(turned) if ranking.normalise else turned)
+    asked = [expand(own, gallery_features, query_modalities, modalities, ranking) for own in both]
+    blocks = zip(*(_blocks_of_distances(own, gallery_features, query_modalities, ranking) for own in asked))
     lists, tied = [], 0
-    for distances in _blocks_of_distances(query_features, gallery_features, query_modalities, ranking):
+    for distances in (torch.stack(block).amin(dim=0) for block in blocks):
         tied += int(mostly_tied(distances).sum())
         nearest = distances.sort(dim=1, stable=True)
         for values, order in zip(nearest.values, nearest.indices):
@@ -172,6 +183,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="length of each list; 0 for the whole gallery (0)")
     parser.add_argument("--output", type=Path, default=Path("ranking"), metavar="DIR", help="folder of the results (ranking)")
     parser.add_argument("--skip-bad", action="store_true", help="go on without files that cannot be read (exit status 1)")
+    parser.add_argument(
+        "--both-ends", action="store_true", help="ask with each query turned by 180 degrees too; the nearer counts"
+    )
+    parser.add_argument("--upright", action="store_true", help="turn ships that lie askew in their chips upright")
     parser.add_argument("--sheets", action="store_true", help="draw the best 10 of each list as sheets/<query>.png")
     return parser
 
@@ -183,16 +198,20 @@ def main(arguments: Sequence[str]) -> None:
         if args.top_k < 0:
             raise UsageError(f"--top-k is {args.top_k}; take a length, or 0 for the whole gallery")
         read = build_chip_reading(cfg)
-        asking = gather_chips(args.query, Split.QUERY, args.query_modality, read)
-        asked = gather_chips(args.gallery, Split.GALLERY, args.gallery_modality, read)
+        asking = gather_chips(args.query, Split.QUERY, args.query_modality, read, upright=args.upright)
+        asked = gather_chips(args.gallery, Split.GALLERY, args.gallery_modality, read, upright=args.upright)
         for side in (asking, asked):
             refuse_broken(side, skip=args.skip_bad)
+            warn_of_askew(side, upright=args.upright)
         query, gallery, names = asking.chips, asked.chips, (asking.names, asked.names)
         extractor = build_extractor(cfg, device, weights=args.weights)
-        features = extractor.features([*query, *gallery], description="features")
+        chips = [*query, *gallery, *(replace(chip, turned=True) for chip in query if args.both_ends)]
+        features = extractor.features(chips, description="features")
         if space := build_common_space(cfg, extractor):
-            features = space.map_images(features, [chip.modality for chip in (*query, *gallery)])
-        lists = rank_records(query, gallery, features, build_ranking(cfg, device), top_k=args.top_k)
+            features = space.map_images(features, [chip.modality for chip in chips])
+        count = len(query) + len(gallery)
+        turned = features[count:] if args.both_ends else None
+        lists = rank_records(query, gallery, features[:count], build_ranking(cfg, device), top_k=args.top_k, turned=turned)
         write_text(args.output / "ranking.csv", format_lists(lists, *names))
         write_json(args.output / "prediction.json", prediction(lists, *names))
         if args.sheets:
