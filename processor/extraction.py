@@ -52,14 +52,7 @@ def extract_features(
     Returns:
         (I, D) float32 on the CPU, not normalised.
     """
-
-    def see(batch: Batch) -> Tensor:
-        views = [batch.images, batch.images.flip(-1)] if flip else [batch.images]
-        with precision.autocast():
-            outputs = [model(images, batch.modalities, batch.sizes) for images in views]
-        found = [(output.feature if neck == "before" else output.neck_feature).float() for output in outputs]
-        return torch.stack(found).mean(0) if flip else found[0]
-
+    see = partial(_see, model, precision=precision, neck=neck, flip=flip)
     model.eval()
     features, indices = [], []
     bar = progress(count, description, unit="image", visible=bool(description))
@@ -72,6 +65,15 @@ def extract_features(
     bar.close()
     # Features stay on the device until the end, so that no batch waits for a copy.
     return _in_order(torch.cat(indices) if indices else None, torch.cat(features).cpu() if features else None, count)
+
+
+def _see(model: nn.Module, batch: Batch, *, precision: Precision, neck: str, flip: bool) -> Tensor:
+    """Features (B, D) of a batch on the model's device."""
+    views = [batch.images, batch.images.flip(-1)] if flip else [batch.images]
+    with precision.autocast():
+        outputs = [model(images, batch.modalities, batch.sizes) for images in views]
+    found = [(output.feature if neck == "before" else output.neck_feature).float() for output in outputs]
+    return torch.stack(found).mean(0) if flip else found[0]
 
 
 def _in_order(places: Tensor | None, values: Tensor | None, count: int) -> Tensor:
