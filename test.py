@@ -1,4 +1,4 @@
-"""Test a re-identification model: python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT <checkpoint>"""
+"""Test a re-identification model: python test.py --weights <checkpoint of train.py> [--config_file FILE] [KEY VALUE ...]"""
 
 import logging
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from processor.fusion import build_samples, fuse_images
 from processor.ranking.evaluation import build_ranking, counting_line, counting_rules, evaluate, results_table
 from processor.ranking.intervals import METHOD
 from processor.ranking.results import Results, results_path, write_results
-from processor.report.listing import RunLists, build_lists, write_lists
+from processor.report.listing import RunLists, build_lists, lists_path, write_lists
 from processor.report.page import build_page
-from processor.selection import UNKNOWN, build_tuning_sentences, find_selection
+from processor.selection import UNKNOWN, build_tuning_sentences, selection_of
 from utils import distributed
 from utils.cli import run
 from utils.log import describe_environment
@@ -40,7 +40,7 @@ def test(command: Command) -> tuple[Results, RunLists | None]:
     ranking, sources = build_ranking(cfg, device), samples.sources if samples else ()
     results = Results(
         weights={"path": str(cfg.TEST.WEIGHT), "sha256": extractor.weights_sha256},
-        selection=find_selection(cfg.TEST.WEIGHT, extractor.weights_sha256),
+        selection=selection_of(command.description, data.images),
         tuning=build_tuning_sentences(cfg, extractor.weights_sha256),
         data={"root": str(cfg.DATASETS.ROOT_DIR), "images": len(hashes), "sha256": hash_text(hashes)},
         counting=counting_rules(ranking),
@@ -58,15 +58,20 @@ def test(command: Command) -> tuple[Results, RunLists | None]:
 
 def main(arguments: Sequence[str]) -> None:
     """Read the call, test, and write results.json."""
-    example = "python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT logs/hoss_transoss/best_model_rank1.pth"
-    parser = config_parser("test.py", "Test a model on the protocols of a data set in HOSS layout.", example)
+    example = (
+        "python test.py --weights logs/hoss_transoss/best_model_rank1.pth DATASETS.ROOT_DIR data\n"
+        "  python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT released.pth"
+    )
+    parser = config_parser(
+        "test.py", "Test a model on the protocols of a data set in HOSS layout.", example, weights="TEST.WEIGHT"
+    )
     with open_command(parser, arguments, log="test_log.txt", needs={"TEST.WEIGHT": "the checkpoint to test"}) as command:
         results, lists = test(command)
         if distributed.is_main():
             path = results_path(command.folder, **results.weights)
             write_results(path, results)
             if lists:
-                write_lists(command.folder, lists)
+                write_lists(lists_path(path), lists)
             print(results_table(results.protocols))
             print(f"{counting_line(build_ranking(command.cfg, command.device))}\n95 %: {METHOD}")
             if results.common_space:
@@ -74,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
             print("\n".join([results.selection.sentence() if results.selection else UNKNOWN, *results.tuning]))
             other = "" if path.name == "results.json" else "; results.json there is of other weights and stays"
             logger.info("wrote %s%s", path, other)
-            build_page(command.cfg, command.folder)
+            build_page(command.cfg, path)
 
 
 if __name__ == "__main__":

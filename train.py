@@ -56,7 +56,7 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
         precision=precision,
         device=device,
         test=test,
-        split=build_split(cfg),
+        split=build_split(cfg, data.images),
     )
 
 
@@ -72,10 +72,16 @@ def main(arguments: Sequence[str]) -> None:
         share = {"device_type": device.type, "rank": distributed.rank(), "world_size": distributed.world_size()}
         loader, task = build_train_loader(cfg, data, **share), build_reid_task(cfg, data, device)
         command.record()
-        plan = build_training_plan(cfg, command.folder, cfg.MODEL.NAME, split=vars(task.split))
+        plan = build_training_plan(
+            cfg,
+            command.folder,
+            cfg.MODEL.NAME,
+            facts={"identities": data.num_identities, "split": vars(task.split)},
+            split=vars(task.split),
+        )
         fit(task, loader, plan, resume=cfg.SOLVER.RESUME)
         if task.evaluations:
-            logger.info("figures of the %s split:\n%s", task.split.name, results_table(task.evaluations))
+            logger.info("figures of %s:\n%s", task.split.words, results_table(task.evaluations))
         build_page(cfg, command.folder)
 
 

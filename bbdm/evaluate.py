@@ -206,7 +206,8 @@ def main(arguments: Sequence[str]) -> None:
         "python -m bbdm.evaluate",
         "Compare generated with real SAR pictures of held-out pairs, beside two baselines. For ships, tools.evaluate_ships "
         "does the same in the feature space of a re-identification network.",
-        "python -m bbdm.evaluate --config_file configs/bbdm_qxs.yml BBDM.WEIGHT logs/bbdm_qxs/bridge_100.pth OUTPUT_DIR out",
+        "python -m bbdm.evaluate --weights logs/bbdm_qxs/bridge_100.pth OUTPUT_DIR out",
+        weights="BBDM.WEIGHT",
     )
     with open_command(parser, arguments, needs=NEEDS, writes=True) as command:
         figures = build_comparison(command.cfg, command.device)

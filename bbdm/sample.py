@@ -141,7 +141,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = config_parser(
         "python -m bbdm.sample",
         "Make K pseudo-SAR pictures of every optical test chip. A run that stopped goes on with what is missing.",
-        "python -m bbdm.sample --config_file configs/bbdm_hoss.yml BBDM.WEIGHT logs/bbdm_hoss/bridge_250.pth OUTPUT_DIR out",
+        "python -m bbdm.sample --weights logs/bbdm_hoss/bridge_250.pth DATASETS.ROOT_DIR data OUTPUT_DIR out",
+        weights="BBDM.WEIGHT",
     )
     needs = {"BBDM.WEIGHT": "the checkpoint of a bridge, such as logs/bbdm_hoss/bridge_250.pth"}
     with open_command(parser, arguments, needs=needs, writes=True) as command:

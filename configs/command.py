@@ -5,12 +5,14 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
+from configs.described import load_described
 from configs.loading import get_value, load_cfg
 from utils import distributed
 from utils.device import build_device
@@ -34,12 +36,14 @@ class Command:
         cfg: the configuration that they name, frozen.
         device: of MODEL.DEVICE.
         folder: OUTPUT_DIR; None for a command that writes nothing there.
+        description: what the weights of the command say of themselves; empty without weights, or if they say nothing.
     """
 
     args: argparse.Namespace
     cfg: CfgNode
     device: torch.device
     folder: Path | None
+    description: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> None:
         """Write config.yml and environment.json, which tell what a run was made from, into the folder."""
@@ -49,8 +53,13 @@ class Command:
             write_json(self.folder / "environment.json", environment)
 
 
-def config_parser(program: str, description: str, example: str) -> argparse.ArgumentParser:
-    """The parser of a command that a configuration drives: `--config_file FILE [KEY VALUE ...]`."""
+def config_parser(program: str, description: str, example: str, *, weights: str = "") -> argparse.ArgumentParser:
+    """The parser of a command that a configuration drives: `--config_file FILE [KEY VALUE ...]`.
+
+    Args:
+        program, description, example: for the help.
+        weights: key of the weights that the command uses, which `--weights FILE` then names too; empty for none.
+    """
     parser = argparse.ArgumentParser(
         prog=program,
         description=description,
@@ -58,6 +67,9 @@ def config_parser(program: str, description: str, example: str) -> argparse.Argu
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config_file", metavar="FILE", help="a .yml; keys that it does not name keep their default")
+    if weights:
+        parser.add_argument("--weights", metavar="FILE", help=f"{weights}; a file of this program needs no --config_file")
+    parser.set_defaults(weights_key=weights)
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="settings that override the file's")
     return parser
 
@@ -86,7 +98,7 @@ def open_command(
     """
     args = parser.parse_intermixed_args(arguments)
     setup_logging()
-    cfg = load_cfg(args.config_file, args.overrides)
+    cfg, description = _read_configuration(args)
     for key, meaning in (needs or {}).items():
         if not get_value(cfg, key):
             raise UsageError(f"{key} is empty; name {meaning}")
@@ -98,7 +110,15 @@ def open_command(
             owned.enter_context(own_folder(folder))
         if log:
             setup_logging(folder, log)
-        yield Command(args, cfg, device, folder)
+        yield Command(args, cfg, device, folder, description)
+
+
+def _read_configuration(args: argparse.Namespace) -> tuple[CfgNode, Mapping[str, Any]]:
+    """The configuration that arguments name, and what the weights of the command, if it uses any, say of themselves."""
+    if not args.weights_key:
+        return load_cfg(args.config_file, args.overrides), {}
+    overrides = [*args.overrides, args.weights_key, args.weights] if args.weights else args.overrides
+    return load_described(args.config_file, overrides, args.weights_key)
 
 
 @contextmanager

@@ -26,12 +26,15 @@ LONGEST_CHAIN = 20
 """Files that may start from one another."""
 
 
-def load_cfg(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
+def load_cfg(
+    config_file: str | Path | None = None, overrides: Sequence[str] = (), *, base: Sequence[tuple[str, str, Any]] = ()
+) -> CfgNode:
     """Build the configuration of a run.
 
     Args:
         config_file: a .yml; every key that it does not name keeps its default.
         overrides: KEY VALUE KEY VALUE ..., as on the command line; stronger than the file.
+        base: (source, dotted name, value), weaker than both.
 
     Returns:
         A frozen node with every key of `configs.defaults`, each of its default's type.
@@ -43,11 +46,11 @@ def load_cfg(config_file: str | Path | None = None, overrides: Sequence[str] = (
     named: set[str] = set()
     settings = list(_read_file(Path(config_file))) if config_file else []
     settings += _settings_of_sdf_net(settings, config_file)
-    for source, name, value in [*settings, *_read_overrides(overrides)]:
+    for source, name, value in [*base, *settings, *_read_overrides(overrides)]:
         _set(cfg, name, value, source)
         named.add(name)
     _check(cfg)
-    _report(cfg, named, config_file)
+    _report(cfg, named - {name for _, name, _ in base}, config_file)
     cfg.freeze()
     return cfg
 
@@ -170,9 +173,11 @@ def _check(cfg: CfgNode) -> None:
 
 
 def _report(cfg: CfgNode, named: set[str], config_file: str | Path | None) -> None:
-    idle = [f"{name} ({KEYS[name].unused})" for name in sorted(named & KEYS.keys()) if KEYS[name].unused]
+    idle = [name for name in sorted(named & KEYS.keys()) if KEYS[name].unused]
+    if 2 * len(named) > len(KEYS):  # the config.yml that a run leaves, which names all: what was set is what differs
+        idle = [name for name in idle if get_value(cfg, name) != KEYS[name].default]
     if idle:
-        logger.warning("keys that are read and have no effect: %s", "; ".join(idle))
+        logger.warning("keys that are read and have no effect: %s", "; ".join(f"{name} ({KEYS[name].unused})" for name in idle))
     if cfg.MODEL.DISENTANGLE and cfg.TEST.NECK_FEAT == "before":
         logger.warning(
             "TEST.NECK_FEAT is before; the released SDF-Net compares features after the neck whatever it says, "

@@ -24,7 +24,7 @@ from model import resnet
 from model.build import SIZES
 from model.faults import backbone_fault, scaled_by
 from model.naming import choose_set, plain_names, sets_of
-from utils.checkpoint import load, require_tensors
+from utils.checkpoint import description_of, load, require_tensors
 from utils.errors import CheckpointError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ class Contents:
         extra_tokens: tokens beside the class token that the file's network had: distillation, registers.
         fault: why no model can take the backbone, as a sentence that wants the file's name before it; empty if one can.
         note: which of two sets of weights was taken; empty where there is one.
+        description: what the file says of itself (`utils.checkpoint.description_of`); empty if nothing.
     """
 
     network: str
@@ -98,6 +99,7 @@ class Contents:
     extra_tokens: tuple[int, ...] = ()
     fault: str = ""
     note: str = ""
+    description: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -199,7 +201,7 @@ def read_contents(path: str | Path, prefix: str = "") -> Contents:
     content = _download(str(path)) if str(path).startswith(TIMM) else load(path)
     require_tensors(content, path)
     try:
-        contents = contents_of(content, prefix)
+        contents = replace(contents_of(content, prefix), description=description_of(content))
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
     if contents.note:

@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from datasets.records import Batch
 from processor.ranking.evaluation import RATES, Evaluation, Score
-from processor.selection import SelectionSplit, write_selection
+from processor.selection import Selection, SelectionSplit
 from processor.task import Task
 from processor.update import Update
 from utils.device import Precision
@@ -86,9 +85,10 @@ class ReIDTask(Task):
         logger.info("epoch %d: %s", epoch, ", ".join(told))
         return {file: getattr(scores["ALL"], rate) for file, (_, rate) in BEST.items()}
 
-    def describe_best(self, path: Path, *, epoch: int, figure: float) -> None:
-        """Write on which split the weights were chosen (`processor.selection`)."""
-        write_selection(path, epoch=epoch, metric=BEST[path.stem][0], score=figure, split=self.split)
+    def selection(self, name: str, *, epoch: int, figure: float) -> dict[str, Any]:
+        """On which split the weights were chosen (`processor.selection.Selection`)."""
+        split = {"split": self.split.name, **{key: getattr(self.split, key) for key in ("fraction", "seed", "root", "images")}}
+        return asdict(Selection(epoch, BEST[name][0], figure, **split))
 
 
 def _told(score: Score, rate: str) -> str:

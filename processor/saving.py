@@ -14,7 +14,7 @@ from torch import Tensor
 from processor.standing import Standing
 from processor.task import Task, TrainingPlan
 from utils import distributed
-from utils.checkpoint import save
+from utils.checkpoint import DESCRIPTION, save
 from utils.cli import command_to_go_on
 from utils.errors import TrainingError, some
 from utils.signals import Interrupted, StopRequest
@@ -113,7 +113,7 @@ class Saver:
         if due or late or number:
             state = self.state(at)
             if due and (plan.checkpoint_period > 0 or not at.best):  # nothing is the best of a training that is not judged
-                save_weights(self.task, plan.folder / f"{plan.name}_{epoch}.pth")
+                save_weights(self.task, plan.folder / f"{plan.name}_{epoch}.pth", {**plan.description, "epoch": epoch})
             self.write(at, state)
         if number and not last:
             self._end(at, number)
@@ -124,9 +124,8 @@ class Saver:
             if figure > at.best.get(name, -math.inf):
                 at.best[name] = figure
                 path = self.plan.folder / f"{name}.pth"
-                save_weights(self.task, path)
-                if distributed.is_main():
-                    self.task.describe_best(path, epoch=at.epoch, figure=figure)
+                selection = self.task.selection(name, epoch=at.epoch, figure=figure)
+                save_weights(self.task, path, {**self.plan.description, "epoch": at.epoch, "selection": selection})
 
     def state(self, at: Standing) -> dict[str, Any]:
         """All that going on needs; call it on every process. It refers to what is learned, which goes on changing.
@@ -137,7 +136,8 @@ class Saver:
         model = distributed.unwrap(self.task.network).state_dict()
         parts = {name: part.state_dict() for name, part in self.task.parts.items()}
         self._require_finite(at, {"model": model, **parts})
-        return {"model": model, **parts, **at.state_dict(), **self.plan.origin}
+        told = {DESCRIPTION: {**self.plan.description, "epoch": at.epoch}}
+        return {"model": model, **parts, **at.state_dict(), **self.plan.origin, **told}
 
     def write(self, at: Standing, state: Mapping[str, Any]) -> None:
         """Write last.pth."""
@@ -174,8 +174,8 @@ def _tensors_of(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
                 yield from _tensors_of(inner, f"{name}.{key}" if name else str(key))
 
 
-def save_weights(task: Task, path: Path) -> None:
-    """Write the task's weights to `path`; call it on every process."""
+def save_weights(task: Task, path: Path, description: Mapping[str, Any] | None = None) -> None:
+    """Write the task's weights to `path`, with what they say of themselves; call it on every process."""
     weights = task.weights()
     if distributed.is_main():
-        save(path, weights)
+        save(path, weights, description)

@@ -1,13 +1,15 @@
-"""How weights were chosen: a JSON file beside them, since checkpoints are bare state dicts that hold tensors only."""
+"""How weights were chosen, which their file says, and how the settings of their test were: a JSON file beside them."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from utils.checkpoint import sha256
+from datasets.records import Chip
+from processor.resuming import describe_chips
 from utils.files import write_json
 from utils.reading import parse_json, read_bytes
 
@@ -20,20 +22,29 @@ class SelectionSplit:
     """The images that the best weights are chosen on.
 
     Attributes:
-        name: 'test', as in the released programs, or 'validation'.
+        name: 'test', the query and gallery folders, as in the released programs; or 'validation'.
         fraction: of the training ships that validate (DATASETS.VAL_FRACTION); 0 for the test split.
         seed: that cut them (SOLVER.SEED).
+        root: DATASETS.ROOT_DIR.
+        images: a SHA-256 that tells these images from others (`processor.resuming.describe_chips`); empty if it is not known.
     """
 
     name: str
     fraction: float
     seed: int
+    root: str = ""
+    images: str = ""
+
+    @property
+    def words(self) -> str:
+        """What the images are, for a line of text."""
+        return "the validation ships" if self.name == "validation" else f"the query and gallery folders of {self.root}"
 
 
-def build_split(cfg) -> SelectionSplit:
-    """The split of DATASETS.VAL_FRACTION."""
-    fraction = cfg.DATASETS.VAL_FRACTION
-    return SelectionSplit("validation" if fraction else "test", fraction, cfg.SOLVER.SEED)
+def build_split(cfg, images: Sequence[Chip] = ()) -> SelectionSplit:
+    """The split of DATASETS.VAL_FRACTION, of which `images` are known or not."""
+    fraction, known = cfg.DATASETS.VAL_FRACTION, describe_chips(images)["sha256"] if images else ""
+    return SelectionSplit("validation" if fraction else "test", fraction, cfg.SOLVER.SEED, str(cfg.DATASETS.ROOT_DIR), known)
 
 
 @dataclass(frozen=True)
@@ -41,56 +52,51 @@ class Selection:
     """Why a weights file is the best one of its run.
 
     Attributes:
-        sha256: of the weights file.
         epoch: that it was written after.
         metric: 'mAP' or 'rank1', of the ALL protocol.
         score: its value, 0..1.
-        split: 'test' or 'validation', where it was measured.
-        fraction: see `SelectionSplit`.
-        seed: see `SelectionSplit`.
+        split: 'test' or 'validation', where it was measured; 'other' if the test has other images than that query and gallery.
+        fraction, seed, root, images: see `SelectionSplit`.
     """
 
-    sha256: str
     epoch: int
     metric: str
     score: float
     split: str
     fraction: float
     seed: int
+    root: str = ""
+    images: str = ""
 
     def sentence(self) -> str:
         """One line for whoever reads results made from these weights."""
         how = f"epoch {self.epoch}, best {self.metric} of ALL, {100 * self.score:.1f}"
         if self.split == "test":
             return f"weights chosen on the test split ({how}): figures of that split flatter them"
+        if self.split == "other":
+            return f"weights chosen on the query and gallery folders of {self.root}, which are not those of this test ({how})"
         return f"weights chosen on validation ships, {self.fraction:g} of the training set, seed {self.seed} ({how})"
 
 
 _CODEC = TypeAdapter(Selection)
 
-UNKNOWN = "no record beside the weights says on which split they were chosen"
+UNKNOWN = "the weights do not say on which split they were chosen"
 """Stands for `Selection.sentence` where there is no selection."""
 
 
-def write_selection(weights: Path, *, epoch: int, metric: str, score: float, split: SelectionSplit) -> None:
-    """Write `<weights less .pth>.json` for a weights file that is already written."""
-    chosen = Selection(sha256(weights), epoch, metric, score, split.name, split.fraction, split.seed)
-    write_json(weights.with_suffix(".json"), asdict(chosen))
+def selection_of(description: Mapping[str, Any], images: Sequence[Chip] = ()) -> Selection | None:
+    """Why weights are the best of their run, from what their file says of itself; None if it says nothing of it.
 
-
-def find_selection(weights: str | Path, digest: str) -> Selection | None:
-    """What a JSON file beside `weights` says of the file of SHA-256 `digest`; None if none speaks of it.
-
-    Files are matched by content, so that a renamed copy keeps its record and a replaced file does not inherit one.
+    Args:
+        description: of the file.
+        images: that the weights are tested on, if they are: not all query and gallery folders are this test's.
     """
-    for text in _texts(Path(weights).parent, "*.json"):
-        try:
-            chosen = _CODEC.validate_json(text, strict=True)
-        except ValueError:
-            continue  # results.json and what else lies there
-        if chosen.sha256 == digest:
-            return chosen
-    return None
+    try:
+        chosen = _CODEC.validate_json(json.dumps(description.get("selection")), strict=True)
+    except ValueError:
+        return None
+    others = chosen.split == "test" and chosen.images and images and describe_chips(images)["sha256"] != chosen.images
+    return replace(chosen, split="other") if others else chosen
 
 
 def write_tuning(

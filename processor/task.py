@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from processor.description import build_description
 from utils import distributed
 from utils.log import MetricsWriter
 
@@ -56,8 +57,9 @@ class Task(ABC):
         """What checkpoints hold: the network's weights."""
         return distributed.unwrap(self.network).state_dict()
 
-    def describe_best(self, path: Path, *, epoch: int, figure: float) -> None:  # noqa: B027
-        """Say why `path` holds the best weights; called on the process that wrote it."""
+    def selection(self, name: str, *, epoch: int, figure: float) -> dict[str, Any]:
+        """Why the weights of a file `name`.pth are the best of the run, in plain values, for what the file says of itself."""
+        return {"metric": name, "epoch": epoch, "score": figure}
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class TrainingPlan:
         save_minutes: between states to go on from within an epoch; 0: none.
         seed: of what steps draw at random.
         origin: kept in last.pth beside the state: the configuration as text, and what else a resumed run should know.
+        description: what every weights file says of itself (`processor.description`).
         allowed: what a resumed run may differ in although it cannot be meant (`processor.resuming`).
     """
 
@@ -86,11 +89,12 @@ class TrainingPlan:
     save_minutes: float
     seed: int
     origin: Mapping[str, Any]
+    description: Mapping[str, Any] = field(default_factory=dict)
     allowed: tuple[str, ...] = ()
 
 
-def build_training_plan(cfg, folder: Path, name: str, **origin: Any) -> TrainingPlan:
-    """The plan of SOLVER.*; `origin` is kept in last.pth beside the configuration."""
+def build_training_plan(cfg, folder: Path, name: str, *, facts: Mapping[str, Any] | None = None, **origin: Any) -> TrainingPlan:
+    """The plan of SOLVER.*; `origin` is kept in last.pth beside the configuration, `facts` in every weights file."""
     return TrainingPlan(
         folder=folder,
         name=name,
@@ -101,5 +105,6 @@ def build_training_plan(cfg, folder: Path, name: str, **origin: Any) -> Training
         save_minutes=cfg.SOLVER.SAVE_MINUTES,
         seed=cfg.SOLVER.SEED,
         origin={"config": cfg.dump(), **origin},
+        description=build_description(cfg, name, **facts or {}),
         allowed=tuple(cfg.SOLVER.RESUME_ALLOW),
     )

@@ -91,6 +91,11 @@ def call(main: Callable[[Sequence[str]], None], *arguments: object, together: bo
     return Ended(status, out.getvalue(), err.getvalue())
 
 
+def chosen_on(split: str, fraction: float = 0.0, seed: int = 1, epoch: int = 1) -> dict[str, dict]:
+    """What a weights file says of itself that is the best of a run."""
+    return {"selection": {"epoch": epoch, "metric": "mAP", "score": 0.5, "split": split, "fraction": fraction, "seed": seed}}
+
+
 @contextlib.contextmanager
 def _own_logging() -> Iterator[None]:
     """Put back pytest's log handlers, which a command replaces by its own."""

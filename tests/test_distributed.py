@@ -85,7 +85,6 @@ def test_one_set_of_files_is_written_and_one_bar_drawn(done):
     assert {path.name for path in folder.iterdir()} == {
         "train_log.txt", "metrics.jsonl", "config.yml", "environment.json", "last.pth",
         "transformer_2.pth", "transformer_4.pth", "best_model_mAP.pth", "best_model_rank1.pth",
-        "best_model_mAP.json", "best_model_rank1.json",
     }  # fmt: skip
     assert ended.stderr.count("4 epochs are done") == 1
     assert ended.stderr.count("100%") == 1

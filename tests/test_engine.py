@@ -87,9 +87,9 @@ class Fall(Task):
         metrics.write(kind="test", epoch=epoch)
         return {"best": self.figures[epoch - 1]} if self.figures else {}
 
-    def describe_best(self, path, *, epoch, figure):
-        assert path.is_file()
-        self.log.append(("best", path.name, epoch, figure))
+    def selection(self, name, *, epoch, figure):
+        self.log.append(("best", f"{name}.pth", epoch, figure))
+        return {"epoch": epoch}
 
 
 def fall(figures=(), noise=0.0, lr=0.25, momentum=0.0, **steps) -> Fall:
@@ -265,7 +265,8 @@ def test_the_plan_is_that_of_the_configuration(tmp_path):
     cfg = tiny_cfg(**keys, SOLVER__SEED=6)
     plan = build_training_plan(cfg, tmp_path, "name", split={"name": "test"})
     origin = {"config": cfg.dump(), "split": {"name": "test"}}
-    assert plan == TrainingPlan(tmp_path, "name", 9, 3, 4, 5, 7.5, 6, origin, ("data", "SOLVER.SEED"))
+    assert plan == TrainingPlan(tmp_path, "name", 9, 3, 4, 5, 7.5, 6, origin, plan.description, ("data", "SOLVER.SEED"))
+    assert (plan.description["network"], plan.description["config"]) == ("name", cfg.dump())
 
 
 # The step of the optimisers

@@ -213,7 +213,7 @@ def test_every_row_is_measured(root, tmp_path):
         assert [row["tau"] is None for row in rows] == [True, False, True, False, False, False, False, False]
     assert "spare SAR views: 4 chips of the gallery" in ended.out and "are not ranked" in ended.out
     assert "queries of other ships of the test split choose" in ended.out
-    assert "no record beside the weights" in ended.out
+    assert "the weights do not say" in ended.out
 
 
 def test_plain_is_what_test_py_finds_and_spare_folders_leave_the_gallery_whole(root, tmp_path):

@@ -167,7 +167,7 @@ def test_many_queries_go_on_on_further_pages(runs, tmp_path):
 
 def test_a_page_of_moved_data_says_so_or_is_told_where(runs, data, tmp_path):
     shutil.copytree(runs[1], tmp_path / "run")
-    lists = read_lists(tmp_path / "run")
+    lists = read_lists(tmp_path / "run" / "ranking.npz")
     content = dict(np.load(tmp_path / "run" / "ranking.npz"))
     facts = json.loads(content["facts"].item())
     content["facts"] = np.array(json.dumps(facts | {"root": "/gone", "weights": "/gone.pth"}))
@@ -178,6 +178,16 @@ def test_a_page_of_moved_data_says_so_or_is_told_where(runs, data, tmp_path):
     assert "its weights are not at hand" in text_of(tmp_path / "run" / "report.html")
     call(report.main, tmp_path / "run", "--data", data)
     assert len(data_of(tmp_path / "run" / "report.html")["pictures"]) == len(lists.images)
+
+
+def test_a_test_of_other_weights_in_the_folder_has_a_page_of_its_own(runs, data, tmp_path):
+    shutil.copytree(runs[1], tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix != ".txt"}
+    run_test(data, write_weights(tmp_path / "third.pth", 3), tmp_path / "run")
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
+    found = [path.name.split("_")[0] for path in (tmp_path / "run").glob("*third*")]
+    assert sorted(found) == ["ranking", "report", "results"]
+    assert "third" in text_of(next((tmp_path / "run").glob("report_third*")))
 
 
 def test_lists_of_an_earlier_test_are_not_shown(runs, tmp_path):

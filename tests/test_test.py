@@ -14,9 +14,8 @@ from PIL import Image
 import test as command
 from model.build import build_model
 from processor import extraction
-from processor.selection import SelectionSplit, write_selection
 from tests.chip_files import write_hoss
-from tests.commands import Ended, call, settings, tiny_cfg
+from tests.commands import Ended, call, chosen_on, settings, tiny_cfg
 from utils.checkpoint import load, save
 
 FIGURES = {"mAP", "R1", "R5", "R10", "queries", "queries_counted", "gallery"}
@@ -88,10 +87,9 @@ def test_what_was_counted_and_how_weights_were_chosen_is_said(data, weights, don
     assert results["counting"]["interval"]
     assert results["selection"] is None
     assert "stay in the gallery" in ended.out
-    assert "no record beside the weights" in ended.out
+    assert "the weights do not say" in ended.out
     copy = tmp_path / "best_model_mAP.pth"
-    shutil.copy(weights, copy)
-    write_selection(copy, epoch=7, metric="mAP", score=0.25, split=SelectionSplit("test", 0.0, 1))
+    save(copy, load(weights), chosen_on("test", epoch=7))
     ended = run_test(data, copy, tmp_path / "run", TEST__SAME_MODALITY_GALLERY=False)
     assert "chosen on the test split (epoch 7" in ended.out
     assert "are left out of the gallery" in ended.out

@@ -43,7 +43,6 @@ def test_a_run_leaves_the_files_of_the_interface(done):
     assert {path.name for path in folder.iterdir()} == {
         "train_log.txt", "metrics.jsonl", "config.yml", "environment.json", "last.pth",
         "transformer_2.pth", "transformer_4.pth", "best_model_mAP.pth", "best_model_rank1.pth",
-        "best_model_mAP.json", "best_model_rank1.json",
     }  # fmt: skip
     assert "4 epochs are done" in (folder / "train_log.txt").read_text()
 

@@ -20,11 +20,10 @@ from processor.ranking.evaluation import Ranking
 from processor.ranking.intervals import Interval
 from processor.ranking.results import Outcome, Score
 from processor.ranking.tuning import Trial, choose, choose_on_other_ships, compare_choice, name_steps
-from processor.selection import SelectionSplit, write_selection
 from tests.chip_files import write_hoss
-from tests.commands import call, settings, tiny_cfg
+from tests.commands import call, chosen_on, settings, tiny_cfg
 from tools import tune
-from utils.checkpoint import save
+from utils.checkpoint import load, save
 
 # The choice
 
@@ -170,7 +169,7 @@ def test_validation_ships_choose_where_they_have_samples(root, tmp_path):
     ended = tuned(root, "--store", root / "val", "--taus", "0.1", DATASETS__VAL_FRACTION=0.4)
     assert ended.status == 0, ended.err
     assert "chosen on validation ships, 0.4 of the training set, seed 1234" in ended.out
-    assert "no record beside the weights" in ended.out
+    assert "the weights do not say" in ended.out
     ended = tuned(root, "--store", root / "test", "--taus", "0.1", DATASETS__VAL_FRACTION=0.4)
     assert "chosen on the test split" in ended.out
     assert "hold no sample of a validation ship" in ended.out
@@ -213,13 +212,8 @@ def test_a_choice_on_the_test_split_is_printed_with_every_result_made_from_it(ro
 
 def test_weights_that_learnt_from_the_validation_ships_are_refused(root, tmp_path):
     weights = tmp_path / "best_model_mAP.pth"
-    shutil.copy(root / "weights.pth", weights)
-    for split, status in (
-        (SelectionSplit("validation", 0.4, 1234), 0),
-        (SelectionSplit("validation", 0.4, 7), 2),
-        (SelectionSplit("test", 0.0, 1234), 2),
-    ):
-        write_selection(weights, epoch=1, metric="mAP", score=0.5, split=split)
+    for split, status in ((("validation", 0.4, 1234), 0), (("validation", 0.4, 7), 2), (("test", 0.0, 1234), 2)):
+        save(weights, load(root / "weights.pth"), chosen_on(*split))
         ended = tuned(root, *RERANK, TEST__WEIGHT=weights, DATASETS__VAL_FRACTION=0.4)
         assert ended.status == status, ended.err
     assert "has learnt from ships" in ended.sentence

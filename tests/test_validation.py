@@ -6,16 +6,16 @@ import shutil
 from collections import Counter
 
 import pytest
-import torch
 
 import train
+from configs import load_cfg
 from datasets.catalogue import read_hoss
 from datasets.records import Modality
 from datasets.validation import hold_out
-from processor.selection import SelectionSplit, find_selection, write_selection
+from processor.selection import build_split, selection_of
 from tests.chip_files import write_hoss
-from tests.commands import call, settings
-from utils.checkpoint import load, save, sha256
+from tests.commands import call, chosen_on, settings
+from utils.checkpoint import description_of, load, save
 from utils.errors import DataError
 
 
@@ -112,12 +112,12 @@ def test_training_with_a_validation_part_does_not_need_the_test_split(trained):
     assert "validation" in kinds
     assert "test" not in kinds
     assert load(folder / "best_model_mAP.pth")["classifier.weight"].shape[0] == 6
-    assert "figures of the validation split" in (folder / "train_log.txt").read_text()
+    assert "figures of the validation ships" in (folder / "train_log.txt").read_text()
 
 
 def test_best_weights_say_which_split_chose_them(trained):
     weights = trained[1] / "best_model_mAP.pth"
-    chosen = find_selection(weights, sha256(weights))
+    chosen = selection_of(description_of(load(weights)))
     assert (chosen.split, chosen.fraction, chosen.seed, chosen.metric) == ("validation", 0.4, 1234, "mAP")
     assert 0 < chosen.score <= 1
     assert "validation ships" in chosen.sentence()
@@ -132,23 +132,28 @@ def test_a_run_is_not_resumed_with_other_validation_ships(trained):
         assert next(iter(change)).replace("__", ".") in ended.sentence
 
 
-def test_a_record_belongs_to_the_content_of_a_file_and_not_to_its_name(tmp_path):
-    weights = tmp_path / "best_model_mAP.pth"
-    save(weights, {"a": torch.ones(1)})
-    write_selection(weights, epoch=3, metric="mAP", score=0.5, split=SelectionSplit("test", 0.0, 1))
-    (tmp_path / "results.json").write_text("{}")
-    (tmp_path / "broken.json").write_text("{")
-    renamed = shutil.copy(weights, tmp_path / "renamed.pth")
-    assert find_selection(renamed, sha256(renamed)).epoch == 3
-    assert "chosen on the test split" in find_selection(renamed, sha256(renamed)).sentence()
-    save(weights, {"a": torch.zeros(1)})
-    assert find_selection(weights, sha256(weights)) is None
+def test_a_renamed_copy_keeps_what_it_says_and_so_does_one_in_safetensors(trained, tmp_path):
+    weights = trained[1] / "best_model_mAP.pth"
+    chosen = selection_of(description_of(load(weights)))
+    assert selection_of(description_of(load(shutil.copy(weights, tmp_path / "renamed.pth")))) == chosen
+    save(tmp_path / "w.safetensors", load(weights), description_of(load(weights)))
+    assert selection_of(description_of(load(tmp_path / "w.safetensors"))) == chosen
 
 
-def test_a_record_that_is_no_record_is_passed_over(tmp_path):
-    weights = tmp_path / "w.pth"
-    save(weights, {"a": torch.zeros(2)})
-    write_selection(weights, epoch=3, metric="mAP", score=0.5, split=SelectionSplit("test", 0.0, 1))
-    path = weights.with_suffix(".json")
-    path.write_text(path.read_text().replace("0.5", "null"))
-    assert find_selection(weights, sha256(weights)) is None
+@pytest.mark.parametrize("change", [{"score": None}, {"epoch": "three"}, {"metric": 3}])
+def test_a_record_that_is_no_record_is_passed_over(change):
+    description = chosen_on("test")
+    assert selection_of(description).epoch == 1
+    assert selection_of({"selection": description["selection"] | change}) is None
+    assert selection_of({}) is None
+
+
+def test_a_choice_on_other_pictures_is_no_choice_on_these(data):
+    """A training on the validation folder of an import, and a test on its parent."""
+    images = read_hoss(data).images
+    description = chosen_on("test")
+    description["selection"] |= {"root": "data/validation", "images": build_split(load_cfg(), images).images}
+    assert "chosen on the test split" in selection_of(description, images).sentence()
+    other = selection_of(description, images[1:])
+    assert other.split == "other"
+    assert "folders of data/validation, which are not those of this test" in other.sentence()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.contents import SPECIFIC_TOKENS
 from model.naming import choose_set, sets_of
-from utils.checkpoint import load, load_state_dict, save
+from utils.checkpoint import description_of, load, require_tensors, save
 from utils.cli import run
 from utils.errors import CheckpointError, UsageError, some
 
@@ -56,7 +56,7 @@ def convert(source: Path, target: Path, layout: str, prefix: str = "") -> int:
     Args:
         source: a weights file or a training state, in either format.
         target: a new file; its suffix, .pth or .safetensors, chooses the format.
-        layout: 'own' or 'released'.
+        layout: 'own', which keeps what the file says of itself, or 'released', bare tensors.
         prefix: of several sets of tensors the one to take, whose names begin so; '' for all.
 
     Returns:
@@ -70,14 +70,15 @@ def convert(source: Path, target: Path, layout: str, prefix: str = "") -> int:
         raise UsageError(f"the suffix of {target} names no format; end it in .pth or .safetensors")
     if target.exists():
         raise UsageError(f"{target} exists; give another name, or delete it first")
-    tensors = load_state_dict(source)
+    content = load(source)
+    tensors = require_tensors(content, source)
     try:
         if prefix:
-            tensors, _ = choose_set(sets_of(load(source)), prefix)
+            tensors, _ = choose_set(sets_of(content), prefix)
         converted = LAYOUTS[layout](tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{source} {error}") from error
-    save(target, converted)
+    save(target, converted, description_of(content) if layout == "own" else None)
     return len(converted)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bbdm.evaluate import NEEDS, build_comparison, build_report, publish
-from configs import load_cfg
 from configs.command import config_parser, open_command
+from configs.described import load_described
 from datasets.records import Batch, Modality
 from processor.extraction import build_extractor
 from utils.cli import run
@@ -52,14 +52,18 @@ def main(arguments: Sequence[str]) -> None:
     parser = config_parser(
         "python -m tools.evaluate_ships",
         "Compare generated with real SAR chips of held-out ships (BBDM.HOLD_OUT_EVERY) in the feature space of a ReID network.",
-        "python -m tools.evaluate_ships --reid_config configs/demo_reid.yml --reid_weights logs/demo/reid/best_model_mAP.pth\n"
-        "      --config_file configs/demo_bbdm.yml BBDM.WEIGHT logs/demo/bridge/bridge_3.pth OUTPUT_DIR out",
+        "python -m tools.evaluate_ships --reid_weights logs/demo/reid/best_model_mAP.pth\n"
+        "      --weights logs/demo/bridge/bridge_3.pth OUTPUT_DIR out",
+        weights="BBDM.WEIGHT",
     )
-    parser.add_argument("--reid_config", metavar="FILE", required=True, help="the .yml of the re-identification network")
+    parser.add_argument(
+        "--reid_config", metavar="FILE", help="the .yml of the re-identification network, if its weights do not tell"
+    )
     parser.add_argument("--reid_weights", metavar="FILE", required=True, help="its checkpoint")
     with open_command(parser, arguments, needs=NEEDS, writes=True) as command:
         args, cfg = command.args, command.cfg
-        embed = build_embedding(load_cfg(args.reid_config), args.reid_weights, command.device)
+        reid, _ = load_described(args.reid_config, ["TEST.WEIGHT", args.reid_weights], "TEST.WEIGHT")
+        embed = build_embedding(reid, args.reid_weights, command.device)
         figures = build_comparison(cfg, command.device, embed=embed)
         publish(build_report(cfg, figures, features=f"the re-identification network {args.reid_weights}"), command.folder)
 

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.described import settings_of
 from model.build import SIZES
 from model.contents import BRIDGE, FIRST_STAGE, LACKING, RESNET, TIMM, TRANSFORMER, Contents, read_contents
 from model.pretrained import LEAST_SHARE, backbone_share, fit_backbone, fit_model, guess_grid
 from model.reid import ReIDModel
 from model.resnet import ResNet50
 from model.transoss import PATCH_SIZE, TransOSS
+from processor.description import sentence_of
+from processor.selection import selection_of
 from utils.checkpoint import sha256
 from utils.cli import run
 from utils.errors import CheckpointError
@@ -83,10 +86,10 @@ def kind_of(contents: Contents) -> str:
 
 def facts(contents: Contents) -> dict[str, str]:
     """The sizes of what a file holds, in words."""
-    told = {}
+    told = _own_words(contents.description)
     if contents.network == TRANSFORMER:
         rows, columns = patch_grid(contents)
-        told = {
+        told |= {
             "width": str(contents.width),
             "blocks": str(contents.depth),
             "heads": f"{max(1, contents.width // HEAD_WIDTH)}, if of width {HEAD_WIDTH} as usual (no tensor tells)",
@@ -107,6 +110,17 @@ def facts(contents: Contents) -> dict[str, str]:
     told["values"] = f"{sum(value.numel() for value in contents.tensors.values()):,}"
     told["types"] = ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in contents.tensors.values()}))
     return told
+
+
+def _own_words(description: Mapping[str, Any]) -> dict[str, str]:
+    """What a file says of itself, in words."""
+    settings, chosen = settings_of(description), selection_of(description)
+    told = {"trained": sentence_of(description), "chosen": chosen.sentence() if chosen else ""}
+    if settings and description.get("network") in LACKING:
+        height, width = settings["INPUT.SIZE_TEST"]
+        told |= {"pictures": f"{height} x {width}, height and width", "SAR": f"rendered by {settings['INPUT.SAR_DENOISE']}"}
+        told |= {"compared": f"{settings['TEST.NECK_FEAT']} the neck"}
+    return {name: words for name, words in told.items() if words}
 
 
 def _yes(answer: bool) -> str:
@@ -131,6 +145,10 @@ def model_settings(contents: Contents) -> dict[str, dict[str, Any]]:
     """The keys of a .yml that the file decides: all sizes of one of TransOSS's family, the type alone of another."""
     if contents.network == RESNET:
         return {"MODEL": {"NAME": "resnet50", "MIE": False, "SSE": False}}
+    if own := settings_of(contents.description):
+        model = ("TRANSFORMER_TYPE", "STRIDE_SIZE", "MIE", "SSE", "DISENTANGLE", "ABLATION_MODE")
+        sizes = {name: own[f"INPUT.{name}"] for name in ("SIZE_TRAIN", "SIZE_TEST")}
+        return {"MODEL": {name: own[f"MODEL.{name}"] for name in model}, "INPUT": sizes}
     if not contents.is_transoss:
         return {"MODEL": {"TRANSFORMER_TYPE": contents.transformer_type}}
     size, stride = picture_of(patch_grid(contents))
@@ -185,6 +203,9 @@ def _build_base(contents: Contents, settings: Mapping[str, Any]) -> ResNet50 | T
 
 def list_uses(path: str, contents: Contents, settings: Mapping[str, Any] | None) -> dict[str, str]:
     """What a file can be used for -> lines of a .yml; `settings` are those of the model that it fits, None without one."""
+    if contents.network == BRIDGE and contents.description:
+        line = f"python -m bbdm.sample --weights {path} DATASETS.ROOT_DIR <folder that holds HOSS/> OUTPUT_DIR <store>"
+        return {"sample with it": line}
     if contents.network in GENERATION_KEYS:
         return {"sample with it": yaml_lines({"BBDM": {GENERATION_KEYS[contents.network]: path}})}
     uses = {}
@@ -193,7 +214,8 @@ def list_uses(path: str, contents: Contents, settings: Mapping[str, Any] | None)
     if settings and contents.is_whole:
         # The released SDF-Net compares features after its neck, whatever its file says.
         test = {"WEIGHT": path, **({"NECK_FEAT": "after"} if contents.is_disentangled else {})}
-        uses["test it"] = yaml_lines({**settings, "TEST": test})
+        line = f"python test.py --weights {path} DATASETS.ROOT_DIR <folder that holds HOSS/>"
+        uses["test it"] = line if contents.description else yaml_lines({**settings, "TEST": test})
     if settings:
         whole = contents.rest and not contents.is_transreid  # whose neck is that of another feature
         start = {"PRETRAIN_CHOICE": "clip" if whole else "imagenet", "PRETRAIN_PATH": path}

@@ -28,7 +28,7 @@ from processor.ranking.evaluation import Ranking, build_ranking, counting_line
 from processor.ranking.intervals import PAIRED_METHOD
 from processor.ranking.results import Outcome
 from processor.ranking.tuning import Trial, choose, choose_on_other_ships, score_features
-from processor.selection import UNKNOWN, find_selection
+from processor.selection import UNKNOWN, selection_of
 from processor.stand_ins import build_mean_drawing, draw_grey, find_spare_views, match_sizes, take_spare_views, write_stand_ins
 from tools.tune import list_of
 from utils.cli import run
@@ -178,7 +178,7 @@ def tell_gap(command: Command) -> dict[str, Any]:
     folders = {"spare": args.spare or usual["test"], "store": args.store}
     data = read_hoss(cfg.DATASETS.ROOT_DIR, train=False)
     trials, told = build_trials(cfg, extractor, data, folders, ranking, args)
-    selection = find_selection(cfg.TEST.WEIGHT, extractor.weights_sha256)
+    selection = selection_of(command.description)
     doubts = selection.sentence() if selection else UNKNOWN
     print(
         f"{told}\n{chosen}\n{doubts}\n{counting_line(ranking)}\n95 %: {PAIRED_METHOD}; of the gap closed: of a ratio of means"
@@ -198,6 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
         "How far perfect pictures would take a network, and how much of that way fusion and common spaces go.",
         "python -m tools.oracle --config_file configs/hoss_transoss.yml --store logs/samples \\\n"
         "      TEST.WEIGHT logs/hoss_transoss/best_model_mAP.pth",
+        weights="TEST.WEIGHT",
     )
     parser.add_argument("--store", default="", metavar="DIR", help="generated samples of the test images, for the row 'fused'")
     parser.add_argument("--val-store", default="", metavar="DIR", help="those of the validation ships (DATASETS.VAL_FRACTION)")

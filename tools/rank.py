@@ -165,11 +165,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = config_parser(
         "python -m tools.rank",
         "Rank pictures without labels: for each query, the gallery pictures that most likely show the same ship.",
-        "python -m tools.rank --config_file configs/hoss_transoss.yml --weights best_model_mAP.pth \\\n"
+        "python -m tools.rank --weights logs/hoss_transoss/best_model_mAP.pth \\\n"
         "      --query chips/today --gallery chips/last_week --top-k 10 --output logs/ranking --sheets",
+        weights="TEST.WEIGHT",
     )
     modality = {"choices": ("auto", *MODALITY_CHOICES), "default": "auto"}
-    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint")
     parser.add_argument(
         "--query",
         type=Path,
@@ -193,7 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse `arguments`, rank and write."""
-    with open_command(build_parser(), arguments) as command:
+    with open_command(build_parser(), arguments, needs={"TEST.WEIGHT": "the checkpoint, as --weights FILE"}) as command:
         args, cfg, device = command.args, command.cfg, command.device
         if args.top_k < 0:
             raise UsageError(f"--top-k is {args.top_k}; take a length, or 0 for the whole gallery")
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str]) -> None:
             refuse_broken(side, skip=args.skip_bad)
             warn_of_askew(side, upright=args.upright)
         query, gallery, names = asking.chips, asked.chips, (asking.names, asked.names)
-        extractor = build_extractor(cfg, device, weights=args.weights)
+        extractor = build_extractor(cfg, device, weights=cfg.TEST.WEIGHT)
         chips = [*query, *gallery, *(replace(chip, turned=True) for chip in query if args.both_ends)]
         features = extractor.features(chips, description="features")
         if space := build_common_space(cfg, extractor):

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from processor.report.page import PAGE_QUERIES, write_report
+from processor.report.page import PAGE_QUERIES, report_path, write_report
 from utils.cli import run
 from utils.log import setup_logging
 
@@ -18,7 +18,9 @@ def build_parser() -> argparse.ArgumentParser:
         "  python -m tools.report logs/hoss_baseline logs/hoss_transoss --output compared.html",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="OUTPUT_DIR of a training or a test")
+    parser.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="OUTPUT_DIR of a training or test, or a results file there"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="the page (report.html in the folder of the first run)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that holds HOSS/, if it has moved since the test")
     parser.add_argument("--attention", type=int, default=40, metavar="N", help="queries to show attention of, 0: none (40)")
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     if args.attention < 0 or args.page_queries < 1:
         parser.error("--attention is 0 or more, --page-queries at least 1")
     setup_logging()
-    output = args.output or args.runs[0] / "report.html"
+    output = args.output or report_path(args.runs[0])
     paths = write_report(args.runs, output, root=args.data, attention=args.attention, page_queries=args.page_queries)
     size = sum(path.stat().st_size for path in paths) / 2**20
     print(f"{paths[0]}: {len(paths)} page{'s' if len(paths) > 1 else ''}, {size:.1f} MiB")

@@ -39,7 +39,7 @@ from processor.ranking.tuning import (
     try_spaces,
     verdict_text,
 )
-from processor.selection import UNKNOWN, build_split, find_selection, write_tuning
+from processor.selection import UNKNOWN, Selection, build_split, selection_of, write_tuning
 from utils.cli import run
 from utils.errors import UsageError
 from utils.files import write_json
@@ -58,7 +58,7 @@ def build_stores(cfg, data: HossData, folders: Sequence[tuple[str, str]]) -> Fou
     return [(query or gallery, find(query_dir=query, gallery_dir=gallery)) for query, gallery in folders]
 
 
-def build_choosing(cfg, folders: Sequence[tuple[str, str]], digest: str) -> tuple[HossData, Found, str]:
+def build_choosing(cfg, folders: Sequence[tuple[str, str]], selection: Selection | None) -> tuple[HossData, Found, str]:
     """The images to choose on, the samples of them, and a sentence that says which they are.
 
     Raises:
@@ -70,7 +70,7 @@ def build_choosing(cfg, folders: Sequence[tuple[str, str]], digest: str) -> tupl
     else:
         data = build_validation_data(cfg)
         if all(any(_holds_samples(folder, data) for folder in pair) for pair in folders):
-            return data, build_stores(cfg, data, folders), _validation_sentence(cfg, digest)
+            return data, build_stores(cfg, data, folders), _validation_sentence(cfg, selection)
         reason = "the folders hold no sample of a validation ship"
     data = read_hoss(cfg.DATASETS.ROOT_DIR, train=False)
     told = f"chosen on the test split, so its figures flatter the choice ({reason})"
@@ -85,8 +85,8 @@ def _holds_samples(folder: str, data: HossData) -> bool:
     return not stems.isdisjoint(names | {name.rpartition("_")[0] for name in names})
 
 
-def _validation_sentence(cfg, digest: str) -> str:
-    split, selection = build_split(cfg), find_selection(cfg.TEST.WEIGHT, digest)
+def _validation_sentence(cfg, selection: Selection | None) -> str:
+    split = build_split(cfg)
     if selection is not None and (selection.fraction, selection.seed) != (split.fraction, split.seed):
         raise UsageError(
             f"TEST.WEIGHT was trained with DATASETS.VAL_FRACTION {selection.fraction:g} and SOLVER.SEED {selection.seed}, so "
@@ -105,7 +105,7 @@ def tune(command: Command) -> dict[str, Any]:
     if not folders and not grid and not args.space:
         raise UsageError("nothing to tune: name generated samples with --store, or ask for --space or --rerank")
     extractor = build_extractor(cfg, command.device, weights=cfg.TEST.WEIGHT, store=cfg.TEST.FEATURE_STORE)
-    data, found, told = build_choosing(cfg, folders, extractor.weights_sha256)
+    data, found, told = build_choosing(cfg, folders, selection_of(command.description))
     if args.protocol not in data.protocols:
         raise UsageError(f"--protocol {args.protocol} is not there; the images make {', '.join(data.protocols)}")
     features = extractor.features(data.images, description="features")
@@ -231,8 +231,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = config_parser(
         "python -m tools.tune",
         "Choose a common space, tau, K and sampling steps of fusion, and the parameters of re-ranking, with one extraction.",
-        "python -m tools.tune --config_file configs/hoss_transoss.yml --store logs/samples_50 \\\n"
-        "      --store logs/samples_200 --rerank TEST.WEIGHT logs/hoss_transoss/best_model_mAP.pth",
+        "python -m tools.tune --weights logs/hoss_transoss/best_model_mAP.pth --store logs/samples_50 \\\n"
+        "      --store logs/samples_200 --rerank",
+        weights="TEST.WEIGHT",
     )
     parser.add_argument("--store", action="append", default=[], metavar="DIR", help="generated samples; may be given again")
     taus = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2]

@@ -5,11 +5,13 @@ The only module that calls `torch.load`, always with `weights_only`.
 
 import argparse
 import hashlib
+import json
 import os
 import pickle
 import re
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,8 +50,18 @@ UNREADABLE = (
 """What the readers raise at a file that is none of theirs or is cut short."""
 
 
-def save(path: str | Path, content: Mapping[str, Any]) -> None:
+DESCRIPTION = "description"
+"""Name of what a file says of itself: in the `_metadata` that a state dict has beside its tensors, which other loaders pass
+over, or in the metadata of safetensors; in a training state, which no other program reads, it is an entry."""
+
+
+def save(path: str | Path, content: Mapping[str, Any], description: Mapping[str, Any] | None = None) -> None:
     """Write `content`, whole or not at all: in the safetensors format if `path` ends in .safetensors, else with torch.save.
+
+    Args:
+        path: of the file.
+        content: tensors by name, or anything else that is plain.
+        description: plain values that tell what the tensors are (`description_of`).
 
     Raises:
         UsageError: a .safetensors file that would hold more than tensors by name.
@@ -57,7 +69,7 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """
     with deferred(), replacing(path) as temporary:  # an interrupt within torch's writer would come out as an error of its own
         if Path(path).suffix != SAFETENSORS:
-            _save_archive(temporary, content)
+            _save_archive(temporary, _described(content, description) if description else dict(content))
             return
         others = [name for name, value in content.items() if not isinstance(value, Tensor)]
         if others:
@@ -65,12 +77,27 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
         # Copies, because the format refuses views and tensors that share memory.
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in content.items()}
         try:
-            save_file(tensors, temporary, {"format": "pt", METADATA_KEY: tensors_checksum(tensors)})
+            told = {DESCRIPTION: json.dumps(description)} if description else {}
+            save_file(tensors, temporary, {"format": "pt", METADATA_KEY: tensors_checksum(tensors), **told})
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             if not number:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _described(content: Mapping[str, Any], description: Mapping[str, Any]) -> OrderedDict:
+    """A state dict that says what it is."""
+    described = OrderedDict(content)
+    described._metadata = {DESCRIPTION: dict(description)}
+    return described
+
+
+def description_of(content: Any) -> Mapping[str, Any]:
+    """What a file says of itself, from what `load` returned; empty for one that says nothing, as other programs' do."""
+    found = getattr(content, "_metadata", None) or content
+    found = found.get(DESCRIPTION) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 class _Writer:
@@ -95,7 +122,7 @@ def _save_archive(path: Path, content: Mapping[str, Any]) -> None:
     with path.open("wb") as file:  # given a path, torch writes its name into the file, and so into its hash
         writer = _Writer(file)
         try:
-            torch.save(dict(content), writer)
+            torch.save(content, writer)
         except Exception:
             if writer.error is None:
                 raise
@@ -152,10 +179,11 @@ def _read(path: Path) -> Any:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     tensors = load_file(path, device="cpu")
     with safe_open(path, "pt") as file:
-        written = (file.metadata() or {}).get(METADATA_KEY)
+        metadata = file.metadata() or {}
+    written = metadata.get(METADATA_KEY)
     if written not in (None, tensors_checksum(tensors)):
         raise CheckpointError(f"{path} is damaged: its tensors are not those that were written; take another copy")
-    return tensors
+    return _described(tensors, json.loads(metadata[DESCRIPTION])) if DESCRIPTION in metadata else tensors
 
 
 def _is_safetensors(path: Path) -> bool:

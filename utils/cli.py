@@ -10,7 +10,7 @@ from pathlib import Path
 from utils import distributed
 from utils.children import end_with_parent
 from utils.errors import PeerError, UsageError, is_text, shorten
-from utils.memory import explain
+from utils.memory import MEMORY_ADVICE, is_memory_error, memory_sentence
 from utils.signals import raising
 
 logger = logging.getLogger(__name__)
@@ -38,9 +38,8 @@ def run(main: Callable[[Sequence[str]], None], *, together: bool = False) -> Non
     except KeyboardInterrupt as error:
         _fail(str(error) or "interrupted", getattr(error, "exit_status", 130))
     except Exception as error:
-        sentence = explain(error)
-        if sentence:
-            _fail(sentence, 1)
+        if is_memory_error(error):
+            _fail(memory_sentence(error, MEMORY_ADVICE), 1)
         if isinstance(error, PeerError):
             time.sleep(PEER_SECONDS)
         status = getattr(error, "exit_status", None)

@@ -159,7 +159,7 @@ def _figures(runs: Sequence[RunRecord]) -> Iterable[Chart]:
         if not curves:
             continue
         of = "ALL, each run" if several else "each protocol"
-        split = "validation ships" if any(run.lines("validation") for run in runs) else "the test split"
+        split = "validation ships" if any(run.lines("validation") for run in runs) else "query and gallery"
         with (drawing := _Drawing(f"{rate} of {of}", "Training", f"of {split}, with 95 % intervals")) as axes:
             for name, lines in curves.items():
                 epochs, values = [line["epoch"] for line in lines], [100 * line[rate] for line in lines]

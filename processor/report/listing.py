@@ -1,4 +1,4 @@
-"""ranking.npz, which a test writes beside results.json: what a page of ranked pictures needs beside the pictures themselves."""
+"""ranking.npz, which a test writes beside results.json: what a page of ranked pictures needs beside the pictures."""
 
 import json
 import zipfile
@@ -20,7 +20,6 @@ from processor.ranking.lists import NO_IMAGE, ProtocolLists, list_nearest
 from utils.errors import DataError
 from utils.files import replacing
 
-RANKING_FILE = "ranking.npz"
 FIELDS = tuple(ProtocolLists.__dataclass_fields__)
 
 
@@ -125,21 +124,25 @@ def _listed(chip: Chip, root: Path, samples: Sequence[Chip]) -> ListedImage:
     )
 
 
-def write_lists(folder: Path, lists: RunLists) -> None:
-    """Write `RANKING_FILE` into a folder, whole or not at all."""
+def lists_path(results: Path) -> Path:
+    """Where the lists of a results file lie: ranking.npz beside results.json, ranking_x.npz beside results_x.json."""
+    return results.with_name(results.name.replace("results", "ranking", 1)).with_suffix(".npz")
+
+
+def write_lists(path: Path, lists: RunLists) -> None:
+    """Write lists, whole or not at all."""
     facts = asdict(replace(lists, lists={})) | {"lists": ["/".join(key) for key in lists.lists]}
     arrays = {"/".join((*key, name)): getattr(value, name) for key, value in lists.lists.items() for name in FIELDS}
-    with replacing(folder / RANKING_FILE) as temporary:
+    with replacing(path) as temporary:
         np.savez_compressed(temporary, facts=np.array(json.dumps(facts)), **arrays)
 
 
-def read_lists(folder: Path) -> RunLists | None:
+def read_lists(path: Path) -> RunLists | None:
     """What `write_lists` wrote; None where there is no such file.
 
     Raises:
         DataError: the file is damaged, or another program's.
     """
-    path = folder / RANKING_FILE
     if not path.is_file():
         return None
     try:

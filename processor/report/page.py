@@ -29,12 +29,12 @@ GRID_LIMIT = (1200, 900)
 
 
 def write_report(
-    folders: Sequence[Path], output: Path, *, root: Path | None = None, attention: int = 40, page_queries: int = PAGE_QUERIES
+    paths: Sequence[Path], output: Path, *, root: Path | None = None, attention: int = 40, page_queries: int = PAGE_QUERIES
 ) -> list[Path]:
     """Write the page of some runs; returns the files, more than one where there are many queries.
 
     Args:
-        folders: OUTPUT_DIR of each run.
+        paths: OUTPUT_DIR of each run, or a results file in it.
         output: the first page.
         root: of the data set, if it is not where the runs found it.
         attention: of how many queries it is shown where the network looked; 0 for none.
@@ -43,26 +43,31 @@ def write_report(
     Raises:
         DataError: see `processor.report.runs.read_runs`.
     """
-    runs = read_runs(folders)
+    runs = read_runs(paths)
     names, charts = order_queries(runs), draw_charts(runs)
     starts = range(0, max(1, len(names)), page_queries)
-    paths = [output if not place else output.with_stem(f"{output.stem}-{place + 1}") for place in range(len(starts))]
-    for place, (start, path) in enumerate(zip(starts, paths, strict=True)):
+    written = [output if not place else output.with_stem(f"{output.stem}-{place + 1}") for place in range(len(starts))]
+    for place, (start, path) in enumerate(zip(starts, written, strict=True)):
         data = collect_sheets(runs, names[start : start + page_queries], root=root, attention=attention)
         pages = [
             {"file": other.name, "label": f"{first + 1} to {min(first + page_queries, len(names))}", "current": other == path}
-            for first, other in zip(starts, paths, strict=True)
+            for first, other in zip(starts, written, strict=True)
         ]
         write_text(path, _render(runs, charts if not place else [], data, pages))
-    return paths
+    return written
 
 
-def build_page(cfg, folder: Path) -> None:
-    """Write report.html of a finished run into its folder, if TEST.REPORT asks for it. Nothing that goes wrong stops a run."""
+def report_path(run: Path) -> Path:
+    """Where the page of a run lies: report.html in its folder, report_x.html beside results_x.json."""
+    return run.with_name(run.name.replace("results", "report", 1)).with_suffix(".html") if run.suffix else run / "report.html"
+
+
+def build_page(cfg, run: Path) -> None:
+    """Write the page of a finished run, a folder or a results file, if TEST.REPORT asks for it. No fault of it stops a run."""
     if not cfg.TEST.REPORT or not distributed.is_main():
         return
     try:
-        paths = write_report([folder], folder / "report.html")
+        paths = write_report([run], report_path(run))
     except Exception as error:  # a page is no reason to lose a run
         logger.warning("no report.html was written: %s", " ".join(str(error).split()) or type(error).__name__)
         return

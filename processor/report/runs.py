@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from processor.ranking.results import Results, read_results
-from processor.report.listing import RunLists, read_lists
+from processor.report.listing import RunLists, lists_path, read_lists
 from utils.errors import DataError
 
 
@@ -49,18 +49,19 @@ class RunRecord:
         return [line for line in self.metrics if line.get("kind") == kind]
 
 
-def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
-    """Read the folders of some runs.
+def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
+    """Read some runs: folders, or of a folder with several tests a results file.
 
     Raises:
         DataError: one is no folder of a run, or holds a file that cannot be read.
     """
-    return [_read_run(folder, name) for folder, name in zip(folders, _short_names(folders), strict=True)]
+    return [_read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
-def _short_names(folders: Sequence[Path]) -> list[str]:
+def short_names(paths: Sequence[Path]) -> list[str]:
     """The last parts of each path, as many as tell them apart."""
-    parts = [folder.resolve().parts[1:] for folder in folders]
+    paths = [path.parent if path.name == "results.json" else path for path in paths]
+    parts = [path.resolve().parts[1:] for path in paths]
     longest = max(map(len, parts))
     for count in range(1, longest + 1):
         names = ["/".join(own[-count:]) for own in parts]
@@ -69,12 +70,12 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
     return names  # one folder is named twice
 
 
-def _read_run(folder: Path, name: str) -> RunRecord:
-    known = [path for path in ("metrics.jsonl", "results.json") if (folder / path).is_file()]
-    if not known:
+def _read_run(path: Path, name: str) -> RunRecord:
+    folder, file = (path, path / "results.json") if path.suffix != ".json" else (path.parent, path)
+    if not file.is_file() and not (folder / "metrics.jsonl").is_file():
         raise DataError(f"{folder} holds neither metrics.jsonl nor results.json; name the OUTPUT_DIR of a training or a test")
-    results = read_results(folder / "results.json") if "results.json" in known else None
-    lists = read_lists(folder) if results else None
+    results = read_results(file) if file.is_file() else None
+    lists = read_lists(lists_path(file)) if results else None
     if lists and lists.sha256 != results.weights["sha256"]:
         lists = None  # of an earlier test
     settings = _settings_of(_text(folder / "config.yml") or (lists.config if lists else ""))
