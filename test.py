@@ -49,6 +49,7 @@ def test(command: Command) -> tuple[Results, RunLists | None]:
         protocols=evaluate(data.protocols, data.images, features, ranking, fused=fused, sources=sources),
         environment=describe_environment(device=device, seed=cfg.SOLVER.SEED),
         common_space=space.settings if space else None,
+        precision=cfg.TEST.AMP,
     )
     if cfg.TEST.REPORT and distributed.is_main():
         digest = extractor.weights_sha256

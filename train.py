@@ -42,7 +42,7 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
     optimizer = build_optimizer(cfg, model)
     optimizers = [optimizer] if criterion.centers is None else [optimizer, build_center_optimizer(cfg, criterion.centers)]
     precision, network = build_precision(cfg, device), distributed.wrap(model, device)
-    build_compilation(cfg, network)
+    build_compilation(cfg, network, learns=True)
     extractor, ranking = build_extractor(cfg, device, model=model), build_ranking(cfg, device)
 
     def test() -> Mapping[str, Evaluation]:

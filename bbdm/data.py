@@ -54,12 +54,9 @@ def cut_or_resize(
 
 
 def layout_of(precision: Precision) -> torch.memory_format:
-    """The layout of pictures that convolutions like: channels last where they run on a GPU's matrix units.
-
-    In strict float32 they do not, and cuDNN takes six times as long and six times the memory for channels that come last.
-    """
-    units = precision.device_type == "cuda" and (precision.dtype is not None or torch.backends.cudnn.allow_tf32)
-    return torch.channels_last if units else torch.contiguous_format
+    """The layout of pictures: channels last for half precision on a GPU; float32 was no faster so (benchmarks/gpu.md)."""
+    half = precision.device_type == "cuda" and precision.dtype is not None
+    return torch.channels_last if half else torch.contiguous_format
 
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:

@@ -220,7 +220,7 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
         measure_latents(model, build_validation_loader(cfg, pairs.train, device_type=device.type, **sharing), device)
     average = build_average(model.network, cfg.BBDM.EMA_DECAY)
     model = model.with_network(distributed.wrap(model.network, device))
-    build_compilation(cfg, model.network)
+    build_compilation(cfg, model.network, learns=True)
     update = build_update(cfg, model.network, precision.scaler(), device)
     if start is not None:
         fill_network(average.module, start.averages, start.path, NETWORK_KEYS)

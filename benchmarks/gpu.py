@@ -168,10 +168,10 @@ def reid_training(bench: Bench) -> Iterator[Row]:
         size,
         memory=peak_memory(device),
     )
-    for way, amp in [*bench.precisions.items(), ("bf16 compiled", "bf16"), ("bf16 graphs", "bf16")]:
+    for way, amp in [*bench.precisions.items(), ("bf16 compiled", "bf16")]:
         if " " in way and bench.tiny:
             continue
-        mode = {"compiled": "on", "graphs": "graphs"}.get(way.partition(" ")[2], "off")
+        mode = "on" if "compiled" in way else "off"
         task = bench_task(bench, amp, mode)
         forget_peak(device)
         start = time.perf_counter()
@@ -366,8 +366,9 @@ def bridge_training(bench: Bench, config: str, job: str, ways: Sequence[BridgeWa
             except torch.OutOfMemoryError:
                 yield Row(job, way.name, None, size, note="out of memory")
                 continue
-            work = work or operations(partial(step, optical, sar))
-        share = bench.share(work, seconds, way.name) if way.kept or not any(other.kept for other in ways) else None
+            # The first stage's work is no share of a step that does without it.
+            work = work or (operations(partial(step, optical, sar)) if way.kept or model.first_stage is None else 0)
+        share = bench.share(work, seconds, way.name) if work else None
         note = f"first call {first:.1f} s" if way.mode else size_of(model.network)
         yield Row(job, way.name, seconds, size, share, peak_memory(device), note=note)
         torch._dynamo.reset()
@@ -389,7 +390,7 @@ def f4_training(bench: Bench) -> Iterator[Row]:
     """The latent bridge f4."""
     plain = [BridgeWay("float32", "off"), BridgeWay("TF32", "tf32"), BridgeWay("bf16", "bf16")]
     kept = [BridgeWay("TF32 kept latents", "tf32", kept=True), BridgeWay("bf16 kept latents", "bf16", kept=True)]
-    graphs = [] if bench.tiny else [BridgeWay("bf16 kept latents, graphs", "bf16", kept=True, mode="reduce-overhead")]
+    graphs = [] if bench.tiny else [BridgeWay("bf16 kept latents, compiled", "bf16", kept=True, mode="default")]
     yield from bridge_training(bench, "bbdm_hoss_f4.yml", "f4 bridge training step", [RELEASED, *plain, *kept, *graphs])
 
 
@@ -412,14 +413,21 @@ def bridge_sampling(
         each = first = 0.0
         for steps in calls:
             title = f"{job}, batch {batch}, {steps} calls"
-            if each * steps > min(12.0, bench.left - 30):
-                yield Row(title, way.name, None, batch, note=f"not run: about {each * steps:.0f} s")
+            if each * steps > 12.0 or bench.left < 30:
+                yield Row(
+                    title,
+                    way.name,
+                    None,
+                    batch,
+                    note=f"not run: about {each * steps:.0f} s" if each else "not run: no time left",
+                )
                 continue
             with released_networks() if way.released else nullcontext():
                 first = first or once(partial(draw_samples, model, optical, 3), device)
                 forget_peak(device)
                 seconds = once(partial(draw_samples, model, optical, steps), device)
-                work = work or operations(lambda model=model, optical=optical: model.predict(*one_call(model, optical)))
+                arguments = one_call(model, optical)
+                work = work or operations(partial(model.predict, *arguments))
             each = seconds / steps
             note = f"first call {first:.1f} s" if way.mode else ""
             yield Row(

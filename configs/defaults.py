@@ -144,7 +144,7 @@ TABLE = (
     new(
         "SOLVER.COMPILE",
         "off",
-        "torch.compile of the network; 'graphs': CUDA graphs too, for small batches",
+        "torch.compile of the network; 'graphs': CUDA graphs too, for testing and sampling",
         choices=("off", "on", "graphs"),
     ),
     new("SOLVER.RESUME", "", "a last.pth to go on from; 'auto': the one of OUTPUT_DIR, if there is one"),

@@ -339,11 +339,7 @@ def test_half_of_the_pictures_are_mirrored():
     assert 160 < plain < 240
 
 
-def test_pictures_are_laid_out_as_the_devices_convolutions_like(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def test_pictures_are_laid_out_as_their_precision_likes():
     assert layout_of(Precision("cuda", torch.bfloat16)) is torch.channels_last
     assert layout_of(Precision("cuda")) is torch.contiguous_format
     assert layout_of(Precision("cpu", torch.bfloat16)) is torch.contiguous_format
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert layout_of(Precision("cuda")) is torch.channels_last
-    assert layout_of(Precision("cpu")) is torch.contiguous_format

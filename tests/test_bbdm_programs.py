@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from bbdm import sample, train
+from bbdm.data import build_bridge_pairs
 from bbdm.latents import SAR
-from bbdm.model import build_bridge_model, build_empty_first_stage
+from bbdm.model import BridgeModel, build_bridge_model, build_empty_first_stage
 from bbdm.unet import make_unet
 from configs import load_cfg
 from datasets.catalogue import read_hoss
@@ -373,6 +374,36 @@ def test_the_latent_model_lives_between_latents(data, tmp_path):
     torch.save(build_empty_first_stage(load_cfg(None, arguments(data, tmp_path))).state_dict(), tmp_path / "stage.pth")
     with pytest.raises(CheckpointError, match=r"stage\.pth does not fit the model: .*see BBDM.FIRST_STAGE_\*"):
         train.main(arguments(data, tmp_path / "other", **settings))
+
+
+def test_latents_that_are_kept_train_as_those_that_are_made_at_every_step(data, tmp_path, monkeypatch):
+    settings = {
+        "BBDM.SPACE": "latent",
+        "BBDM.FIRST_STAGE": tmp_path / "stage.pth",
+        "BBDM.FIRST_STAGE_WIDTH": 32,
+        "BBDM.FIRST_STAGE_MULTIPLIERS": "[1, 1]",
+        "BBDM.FIRST_STAGE_BLOCKS": 1,
+        "BBDM.FIRST_STAGE_CODES": 16,
+        "BBDM.FLIP": True,
+        "BBDM.HOLD_OUT_EVERY": 0,
+        "BBDM.GRID_PERIOD": 0,
+    }
+    stage = build_empty_first_stage(load_cfg(None, arguments(data, tmp_path, **settings)))
+    torch.save(stage.state_dict(), tmp_path / "stage.pth")
+    seen, encode = [], BridgeModel.encode
+    monkeypatch.setattr(BridgeModel, "encode", lambda self, *given: seen.append(self.first_stage) or encode(self, *given))
+    weights, calls = {}, {}
+    for keep in (True, False):
+        seen.clear()
+        train.main(arguments(data, tmp_path / str(keep), **settings, **{"BBDM.KEEP_LATENTS": keep}))
+        weights[keep] = torch.load(tmp_path / str(keep) / "last.pth", weights_only=True)["model"]
+        calls[keep] = sum(stage is not None for stage in seen)
+    for name, value in weights[True].items():
+        torch.testing.assert_close(value, weights[False][name], rtol=1e-3, atol=1e-4)
+    pairs = len(build_bridge_pairs(load_cfg(None, arguments(data, tmp_path, **settings))).train)
+    assert calls == {True: 4 * -(-pairs // 2), False: 2 * 2 * (pairs // 2)}, (
+        "of both modalities and mirrors once; at every step"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from loss.terms import pair_logits
 from model.build import SIZES, build_model
 from model.heads import MARGINS, MarginHead, arcface_logits, circle_logits, cosface_logits, linear_head
 from model.reid import ReIDModel
-from model.transoss import TransOSS
+from model.transoss import TransOSS, leading_tokens
 from tests.commands import tiny_cfg
 from utils.errors import UsageError
 
@@ -28,6 +28,18 @@ def pictures(count: int, *, size=(48, 32)) -> dict[str, torch.Tensor]:
         "modalities": torch.arange(count) % 2,
         "sizes": torch.randn(count, 3, generator=generator),
     }
+
+
+def test_the_last_block_makes_the_class_tokens_that_it_would_make_among_all():
+    for net in (backbone(drop_path_rate=0.0), backbone(drop_path_rate=0.0, specific_tokens=True)):
+        tokens = torch.randn(3, 9, 32)
+        whole = net.blocks[-1](tokens)
+        torch.testing.assert_close(leading_tokens(net.blocks[-1], tokens, 2), whole[:, :2], rtol=1e-5, atol=1e-6)
+        batch = pictures(3)
+        every = net.embed(**batch)
+        for block in net.blocks:
+            every = block(every)
+        torch.testing.assert_close(net(**batch).shared, net.norm(every)[:, 0], rtol=1e-5, atol=1e-6)
 
 
 def rows(batch: dict[str, torch.Tensor], index) -> dict[str, torch.Tensor]:

@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 
 import test as command
+from datasets.catalogue import read_hoss
 from model.build import build_model
 from processor import extraction
+from processor.extraction import build_extractor
+from processor.ranking.results import read_results
 from tests.chip_files import write_hoss
 from tests.commands import Ended, call, chosen_on, settings, tiny_cfg
 from utils.checkpoint import load, save
@@ -69,6 +72,21 @@ def test_results_follow_the_interface(done, weights):
         name: (plain["queries"], plain["queries_counted"], plain["gallery"]) for name, plain in figures_of(done[0]).items()
     }
     assert counts == {"ALL": (6, 6, 14), "O2S": (3, 3, 7), "S2O": (3, 3, 7)}
+
+
+def test_half_precision_is_near_and_is_said(data, weights, done, tmp_path):
+    ended = run_test(data, weights, tmp_path, TEST__AMP="bf16")
+    assert ended.status == 0, ended.err
+    half, exact = results_of(tmp_path), results_of(done[0])
+    assert half["precision"] == "bf16" and "precision" not in exact
+    assert read_results(tmp_path / "results.json").precision == "bf16"
+    gaps = [abs(half["protocols"][name]["plain"]["mAP"] - plain["mAP"]) for name, plain in figures_of(done[0]).items()]
+    assert max(gaps) < 0.1
+    images, device = read_hoss(data, train=False).images, torch.device("cpu")
+    extractors = [build_extractor(tiny_cfg(TEST__AMP=amp), device, weights=str(weights)) for amp in ("off", "bf16")]
+    off, bf16 = (torch.nn.functional.normalize(extractor.features(images)) for extractor in extractors)
+    assert off.dtype is bf16.dtype is torch.float32
+    assert 0 < (off - bf16).abs().max() < 1e-2
 
 
 def test_the_outcome_of_each_query_adds_up_to_the_figures(done):

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from configs import load_cfg
 from configs.command import config_parser
 from tests.commands import call, tiny_cfg
 from utils import cli, log
 from utils.checkpoint import load, load_state_dict, save, sha256, strip_prefix
-from utils.device import Precision, build_device, find_device, find_precision
+from utils.device import Precision, build_compilation, build_device, find_device, find_precision
 from utils.errors import CheckpointError, DataError, UsageError
 from utils.files import replacing, write_json, write_text
 from utils.log import MetricsWriter, describe_environment, make_output_dir, progress, table
@@ -186,7 +187,41 @@ def test_each_process_of_torchrun_takes_its_own_gpu(monkeypatch):
         find_device("cuda")
 
 
+def test_weights_that_are_cast_once_give_what_autocast_gives():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.Flatten(), torch.nn.Linear(72, 4)
+    )
+    pictures, precision = torch.randn(2, 3, 5, 5), Precision("cpu", torch.bfloat16)
+    with precision.autocast():
+        expected = network(pictures)
+        assert precision.cast(network) is network
+        assert torch.equal(network(pictures), expected)
+    assert [network[place].weight.dtype for place in (0, 1, 3)] == [torch.bfloat16, torch.float32, torch.bfloat16]
+    plain = torch.nn.Linear(2, 2)
+    assert Precision("cpu").cast(plain).weight.dtype is torch.float32
+
+
+def test_a_network_is_compiled_only_where_that_is_asked_for_and_never_with_graphs_to_learn(monkeypatch):
+    network, asked = torch.nn.Linear(1, 1), []
+    monkeypatch.setattr(network, "compile", lambda **options: asked.append(options))
+    for value in ("off", "on", "graphs"):
+        build_compilation(load_cfg(None, ["SOLVER.COMPILE", value]), network)
+    assert asked == [{"mode": None}, {"mode": "reduce-overhead"}]
+    build_compilation(load_cfg(None, ["SOLVER.COMPILE", "on"]), network, learns=True)
+    with pytest.raises(UsageError, match=r"SOLVER\.COMPILE graphs .* set it to on"):
+        build_compilation(load_cfg(None, ["SOLVER.COMPILE", "graphs"]), network, learns=True)
+
+
+@pytest.mark.parametrize("name", ["off", "tf32", "bf16"])
+def test_convolutions_round_to_tf32_only_where_that_is_asked_for(monkeypatch, name):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", name != "tf32")
+    build_device(load_cfg(None, ["MODEL.DEVICE", "cpu", "SOLVER.AMP", name]))
+    assert torch.backends.cudnn.allow_tf32 == (name == "tf32")
+
+
 def test_precision_follows_the_device():
+    assert find_precision("tf32", torch.device("cuda")) == Precision("cuda")
     assert find_precision("auto", CPU).dtype is None
     assert find_precision("bf16", CPU).dtype is torch.bfloat16
     assert find_precision("fp16", torch.device("cuda")) == Precision("cuda", torch.float16)

@@ -98,8 +98,14 @@ def build_precision(cfg, device: torch.device) -> Precision:
     return find_precision(cfg.SOLVER.AMP, device)
 
 
-def build_compilation(cfg, network: nn.Module) -> None:
-    """Have torch compile `network` at its next call, as SOLVER.COMPILE says; its parameters keep their names."""
+def build_compilation(cfg, network: nn.Module, *, learns: bool = False) -> None:
+    """Have torch compile `network` at its next call, as SOLVER.COMPILE says; its parameters keep their names.
+
+    Raises:
+        UsageError: CUDA graphs for a network that learns. Its gradients live in the graphs' memory, and training came to NaN.
+    """
+    if learns and cfg.SOLVER.COMPILE == "graphs":
+        raise UsageError("SOLVER.COMPILE graphs is for testing and sampling; set it to on for training")
     if cfg.SOLVER.COMPILE != "off":
         network.compile(mode="reduce-overhead" if cfg.SOLVER.COMPILE == "graphs" else None)
 

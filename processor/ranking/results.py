@@ -96,6 +96,7 @@ class Results:
         environment: see `utils.log.describe_environment`.
         common_space: `processor.common_space.CommonSpace.settings` of the space that features were compared in; the file leaves
             it out where there was none.
+        precision: TEST.AMP, in which the network computed; the file leaves out 'off'.
     """
 
     weights: dict[str, str]
@@ -108,6 +109,7 @@ class Results:
     protocols: dict[str, Evaluation]
     environment: dict[str, Any]
     common_space: dict[str, str | int | float] | None = None
+    precision: str = "off"
 
     @property
     def scores(self) -> dict[tuple[str, str], Score]:
@@ -132,8 +134,9 @@ def results_path(folder: Path, *, path: str | Path, sha256: str) -> Path:
 def write_results(path: Path, results: Results) -> None:
     """Write a results.json, whole or not at all."""
     content = _CODEC.dump_python(results, mode="json")
-    if results.common_space is None:
-        del content["common_space"]
+    for name, usual in (("common_space", None), ("precision", "off")):
+        if content[name] == usual:
+            del content[name]
     write_json(path, content)
 
 
