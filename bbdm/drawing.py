@@ -13,6 +13,7 @@ from bbdm.noise import sample_seed, seeded_normal
 from utils.device import build_compilation, find_precision
 from utils.errors import CheckpointError
 from utils.log import progress
+from utils.memory import fitting
 
 
 def draw(
@@ -50,13 +51,19 @@ def draw(
             optical = torch.stack([pictures[place] for place in filled]).to(device, memory_format=layout_of(model.precision))
             seeds = torch.tensor([sample_seed(seed, *jobs[place]) for place in filled], device=device)
             noise = partial(seeded_normal, seeds, shape=model.state_shape(optical)[1:])
-            drawn = model.sample(optical, settings, noise, on_call=bar.update)
+            with fitting("BBDM.SAMPLE_BATCH", batch_size, partial(_try_sampling, model, optical, noise)):
+                drawn = model.sample(optical, settings, noise, on_call=bar.update)
             if not drawn.isfinite().all():
                 names = ", ".join(dict.fromkeys(jobs[place][0] for place in own))
                 raise CheckpointError(
                     f"BBDM.WEIGHT gives pictures that are not finite for {names}; set SOLVER.AMP off, or train again"
                 )
             yield from drawn[: len(own)].cpu()
+
+
+def _try_sampling(model: BridgeModel, optical: Tensor, noise: Callable[[int], Tensor], size: int) -> None:
+    """Draw fewer pictures, in two steps, to see whether they fit into memory."""
+    model.sample(optical[:size], SamplerSettings(name="few_step", steps=2), lambda step: noise(step)[:size])
 
 
 def build_sampling_model(cfg, device: torch.device) -> BridgeModel:

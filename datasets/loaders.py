@@ -1,16 +1,19 @@
 """Chips to batches, in this process or in worker processes."""
 
+import atexit
 import logging
+import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datasets.catalogue import HossData
 from datasets.chips import ChipReading, read_chip, size_triple
@@ -20,6 +23,7 @@ from datasets.samplers import BatchSampler, Draw, draw_identities, shuffle_image
 from datasets.sar import build_sar_rendering
 from datasets.transforms import augment, prepare
 from utils.errors import DataError, UsageError
+from utils.signals import ignore
 
 logger = logging.getLogger(__name__)
 
@@ -93,13 +97,28 @@ def collate(items: Sequence[dict[str, Any] | DataError]) -> Batch | DataError:
     for item in items:
         if isinstance(item, DataError):
             return item
-    return Batch(
+    batch = Batch(
         images=torch.stack([item["image"] for item in items]),
         sizes=torch.from_numpy(np.stack([item["size"] for item in items]).astype(np.float32)),
         modalities=torch.tensor([item["modality"] for item in items]),
         labels=None if items[0]["label"] is None else torch.tensor([item["label"] for item in items]),
         indices=torch.tensor([item["index"] for item in items]),
     )
+    return batch if get_worker_info() is None else _shared(batch)
+
+
+def _shared(batch: Batch) -> Batch | DataError:
+    """The batch where the main process sees it: left to a worker's queue, a failure would let both wait for ever."""
+    try:
+        batch.share()
+    except RuntimeError as error:
+        if "Too many open files" in str(error):
+            return DataError("a process may open no more files; lower DATALOADER.NUM_WORKERS, or raise ulimit -n")
+        return DataError(
+            f"shared memory (/dev/shm) does not take a batch ({str(error).rpartition(': ')[2]}); set DATALOADER.NUM_WORKERS 0, "
+            "lower SOLVER.IMS_PER_BATCH, or give it more (docker run --shm-size 2g)"
+        )
+    return batch
 
 
 def build_train_loader(cfg, data: HossData, *, device_type: str = "cpu", rank: int = 0, world_size: int = 1) -> ChipLoader:
@@ -170,6 +189,24 @@ def build_augmentation(cfg) -> Transform:
     )
 
 
+def _begin_worker(number: int) -> None:
+    """Leave it to the main process to end a worker: a terminal, and Slurm, ask all processes at once."""
+    ignore()
+
+
+@cache
+def _end_workers_at_exit() -> None:
+    """See that workers end with this process although they ignore what multiprocessing ends them by."""
+
+    def end() -> None:
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error for each
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    atexit.register(end)
+
+
 def build_loader(
     cfg, dataset: ChipDataset, batches: BatchSampler | Sequence[Sequence[Draw]], *, device_type: str
 ) -> ChipLoader:
@@ -177,6 +214,8 @@ def build_loader(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun: processes on this machine
     workers = min(cfg.DATALOADER.NUM_WORKERS, cores)
+    if workers:
+        _end_workers_at_exit()
     if workers < cfg.DATALOADER.NUM_WORKERS:
         logger.info("DATALOADER.NUM_WORKERS %d: %d used, one for each core", cfg.DATALOADER.NUM_WORKERS, workers)
     return ChipLoader(
@@ -185,6 +224,7 @@ def build_loader(
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_begin_worker,
         pin_memory=device_type == "cuda",
         # Its own generator, or each epoch would draw the workers' seeds from the global one that dropout uses.
         generator=torch.Generator().manual_seed(cfg.SOLVER.SEED),

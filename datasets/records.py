@@ -116,6 +116,16 @@ class Batch:
         starts = range(0, len(self.indices), size)
         return [self._map(lambda values, start=start: values[start : start + size]) for start in starts]
 
+    def first(self, size: int) -> "Batch":
+        """The first `size` images; where there are no labels, half of them from the second half, as pairs need it."""
+        half = size // 2 if self.labels is None else 0
+        places = torch.cat([torch.arange(size - half), len(self.indices) // 2 + torch.arange(half)])
+        return self._map(lambda values: values[places.to(values.device)])
+
+    def share(self) -> None:
+        """Move every tensor to memory that other processes see."""
+        self._map(Tensor.share_memory_)
+
     def pin_memory(self) -> "Batch":
         """Pin every tensor (called by DataLoader)."""
         return self._map(Tensor.pin_memory)

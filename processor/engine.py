@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.records import Batch
 from processor.resuming import DATA, describe_chips, restore
 from processor.saving import Saver
 from processor.standing import Standing
@@ -21,6 +22,7 @@ from processor.task import Task, TrainingPlan
 from utils import distributed
 from utils.errors import PeerError, TrainingError, some
 from utils.log import MetricsWriter, progress
+from utils.memory import fitting
 from utils.seed import seed_step
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ def train_one_epoch(
     count, first, start = len(loader), at.step, time.perf_counter()
     for batch in loader:
         seed_step(plan.seed, distributed.rank(), at.epoch, at.step + 1)
-        at.add(task.step(batch), batch.indices)
+        at.add(learn(task, batch), batch.indices)
         bar.update()
         if at.step % plan.log_period == 0 or at.step == count:
             values = look(at, task.numbers, loader.dataset)
@@ -91,6 +93,17 @@ def train_one_epoch(
     at.finished = True
     if last or at.epoch % plan.evaluation_period == 0:
         logger.info("epoch %d: %s", at.epoch, ", ".join(f"{name} {mean:.4g}" for name, mean in means.items()))
+
+
+def learn(task: Task, batch: Batch) -> Tensor:
+    """One step of the task.
+
+    Raises:
+        ResourceError: memory does not hold the batch; the message has the size of one that it holds.
+    """
+    unit = 2 if batch.labels is None else int(batch.labels.unique(return_counts=True)[1].min())
+    with fitting("SOLVER.IMS_PER_BATCH", len(batch.indices), lambda size: task.step(batch.first(size)), unit=unit):
+        return task.step(batch)
 
 
 def look(at: Standing, names: Sequence[str], dataset) -> Tensor:

@@ -22,6 +22,7 @@ from utils import distributed
 from utils.checkpoint import sha256
 from utils.device import Precision, build_compilation, build_test_precision
 from utils.log import progress
+from utils.memory import fitting
 
 
 @torch.inference_mode()
@@ -51,21 +52,28 @@ def extract_features(
     Returns:
         (I, D) float32 on the CPU, not normalised.
     """
+    see = partial(_see, model, precision=precision, neck=neck, flip=flip)
     model.eval()
     features, indices = [], []
     bar = progress(count, description, unit="image", visible=bool(description))
     for batch in batches:
         indices.append(batch.indices)
         batch = batch.to(device)
-        views = [batch.images, batch.images.flip(-1)] if flip else [batch.images]
-        with precision.autocast():
-            outputs = [model(images, batch.modalities, batch.sizes) for images in views]
-        found = [(output.feature if neck == "before" else output.neck_feature).float() for output in outputs]
-        features.append(torch.stack(found).mean(0) if flip else found[0])
+        with fitting("TEST.IMS_PER_BATCH", len(batch.indices), lambda size, batch=batch: see(batch.first(size))):
+            features.append(see(batch))
         bar.update(len(indices[-1]) * distributed.world_size())
     bar.close()
     # Features stay on the device until the end, so that no batch waits for a copy.
     return _in_order(torch.cat(indices) if indices else None, torch.cat(features).cpu() if features else None, count)
+
+
+def _see(model: nn.Module, batch: Batch, *, precision: Precision, neck: str, flip: bool) -> Tensor:
+    """Features (B, D) of a batch on the model's device."""
+    views = [batch.images, batch.images.flip(-1)] if flip else [batch.images]
+    with precision.autocast():
+        outputs = [model(images, batch.modalities, batch.sizes) for images in views]
+    found = [(output.feature if neck == "before" else output.neck_feature).float() for output in outputs]
+    return torch.stack(found).mean(0) if flip else found[0]
 
 
 def _in_order(places: Tensor | None, values: Tensor | None, count: int) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from utils.checkpoint import CONTAINERS, find_state_dict, load, load_state_dict, save
@@ -122,3 +123,35 @@ def test_a_file_without_tensors_is_named(tmp_path: Path, content: object) -> Non
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"w\.pth holds no tensors by name"):
         load_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_any_flipped_byte_is_noticed_or_changes_nothing(tmp_path: Path, name: str) -> None:
+    """Padding and fields that nobody reads may change; a tensor, a name or a type never does in silence."""
+    path = tmp_path / name
+    save(path, WEIGHTS)
+    content, refused = path.read_bytes(), 0
+    for place in range(0, len(content), 3):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        try:
+            assert same(load(path), WEIGHTS), place
+        except CheckpointError as error:
+            assert name in str(error)
+            refused += 1
+    assert refused > len(content) / 12
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_tensor_that_is_not_what_was_written_is_told_so(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    save(path, {"a": torch.full((64,), 3.0)})
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((64,), 3.0).numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged: .* not those that were written; take another copy"):
+        load(path)
+
+
+def test_a_file_without_checksums_of_ours_is_read(tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "w.safetensors")
+    assert same(load(tmp_path / "w.safetensors"), WEIGHTS)

@@ -34,11 +34,9 @@ def damaged_record(path: Path) -> str | None:
         memoryview(mapped) as content,
     ):
         for record in archive.infolist():
-            if record.compress_type != zipfile.ZIP_STORED:
-                continue  # packed by another program; unpacking looks at the checksum
             mark, name, extra = LOCAL_HEADER.unpack_from(content, record.header_offset)
             start = record.header_offset + LOCAL_HEADER.size + name + extra
-            if mark != b"PK\x03\x04" or crc32(content[start : start + record.compress_size]) != record.CRC:
+            if mark != b"PK\x03\x04" or crc32(content[start : start + record.file_size]) != record.CRC:
                 return record.filename
     return None
 

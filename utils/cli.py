@@ -10,7 +10,7 @@ from pathlib import Path
 from utils import distributed
 from utils.children import end_with_parent
 from utils.errors import PeerError, UsageError, is_text, shorten
-from utils.memory import MEMORY_ADVICE, is_memory_error, memory_sentence
+from utils.memory import explain
 from utils.signals import raising
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,9 @@ def run(main: Callable[[Sequence[str]], None], *, together: bool = False) -> Non
     except KeyboardInterrupt as error:
         _fail(str(error) or "interrupted", getattr(error, "exit_status", 130))
     except Exception as error:
-        if is_memory_error(error):
-            _fail(memory_sentence(error, MEMORY_ADVICE), 1)
+        sentence = explain(error)
+        if sentence:
+            _fail(sentence, 1)
         if isinstance(error, PeerError):
             time.sleep(PEER_SECONDS)
         status = getattr(error, "exit_status", None)

@@ -38,6 +38,12 @@ class TrainingError(Exception):
     exit_status = 1
 
 
+class ResourceError(Exception):
+    """Something that the machine lacks: memory, above all. The message names the key to turn."""
+
+    exit_status = 1
+
+
 class PeerError(TrainingError):
     """Another process of the job has failed, and says itself why."""
 
