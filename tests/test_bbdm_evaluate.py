@@ -385,8 +385,9 @@ def test_what_is_compared_is_read_and_drawn_as_the_keys_say(data, tmp_path, monk
 def test_evaluation_needs_weights_and_held_out_pairs(data, tmp_path):
     with pytest.raises(UsageError, match=r"BBDM.WEIGHT is empty"):
         evaluate.main(arguments(data, tmp_path))
+    torch.save({}, tmp_path / "w.pth")
     with pytest.raises(DataError, match=r"set BBDM.HOLD_OUT_EVERY"):
-        evaluate.main(arguments(data, tmp_path, **{"BBDM.WEIGHT": "w.pth", "BBDM.HOLD_OUT_EVERY": 0}))
+        evaluate.main(arguments(data, tmp_path, **{"BBDM.WEIGHT": tmp_path / "w.pth", "BBDM.HOLD_OUT_EVERY": 0}))
 
 
 def test_a_first_stage_learns_to_reconstruct(data, tmp_path):

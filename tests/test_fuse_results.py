@@ -55,9 +55,10 @@ def written(tmp_path) -> dict[str, Path]:
     query = Chip(Path("who, exactly.png"), DISTRACTOR, Modality.SAR, "query")
     gallery = [Chip(Path(f"{name}.png"), DISTRACTOR, Modality.OPTICAL, "gallery") for name in "abcdefghijkl"]
     lists = [rank.RankedList(query, tuple(gallery), tuple(range(12)))]
+    called = {chip.path: chip.path.name for chip in (query, *gallery)}
     return {
-        "csv": write_file(tmp_path / "ranking.csv", rank.format_lists(lists)),
-        "json": write_file(tmp_path / "prediction.json", json.dumps(rank.prediction(lists))),
+        "csv": write_file(tmp_path / "ranking.csv", rank.format_lists(lists, called, called)),
+        "json": write_file(tmp_path / "prediction.json", json.dumps(rank.prediction(lists, called, called))),
         "other": write_file(tmp_path / "other.json", json.dumps({"who, exactly.png": ["b.png", "z.png"]})),
     }
 

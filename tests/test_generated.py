@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_what_was_written_whole(store, chips, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(generated.Image.Image, "save", fail)
-    with pytest.raises(OSError, match=r"No space left"):
+    with pytest.raises(DataError, match=r"0002_b_RGB_1\.png could not be written \(No space left"):
         write_sample(sample_of(sources[1], 1, store, RUN), np.zeros((21, 9, 3), np.uint8))
     monkeypatch.undo()
     assert sorted(path.name for path in store.iterdir()) == [

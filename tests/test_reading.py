@@ -220,7 +220,7 @@ def test_what_stands_beside_the_values_has_a_limit(tmp_path, monkeypatch):
         ({"pos_embed": torch.zeros(1, 1, 192)}, "positions of no patch"),
         ({"blocks.0.ls1.gamma": torch.ones(5)}, "scales no layer"),
         ({"blocks.0.ls1.gamma": torch.ones(192, dtype=torch.int64)}, "scales no layer"),
-        ({"blocks.0.attn.proj.weight": torch.ones(192, 192, dtype=torch.int64)}, "torch.int64"),
+        ({"blocks.0.attn.proj.weight": torch.ones(192, 192, dtype=torch.int64)}, "whole numbers in blocks.0.attn.proj.weight"),
     ],
 )
 def test_a_backbone_with_tensors_of_an_odd_shape_or_type_is_told(tmp_path, changes, words):
