@@ -25,6 +25,7 @@ from solver.schedule import build_schedule
 from utils import distributed
 from utils.cli import run
 from utils.device import build_compilation, build_precision
+from utils.global_batch import share_batch
 from utils.seed import seed_everything
 
 logger = logging.getLogger("train")
@@ -41,6 +42,7 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
     criterion.to(device)
     optimizer = build_optimizer(cfg, model)
     optimizers = [optimizer] if criterion.centers is None else [optimizer, build_center_optimizer(cfg, criterion.centers)]
+    share_batch(model)
     precision, network = build_precision(cfg, device), distributed.wrap(model, device)
     build_compilation(cfg, network, learns=True)
     extractor, ranking = build_extractor(cfg, device, model=model), build_ranking(cfg, device)
@@ -57,6 +59,7 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
         device=device,
         test=test,
         split=build_split(cfg, data.images),
+        local_losses=cfg.SOLVER.LOCAL_LOSSES,
     )
 
 

@@ -22,6 +22,7 @@ from utils import distributed
 from utils.cli import run
 from utils.device import build_precision
 from utils.errors import UsageError
+from utils.global_batch import share_batch
 from utils.seed import seed_everything
 
 logger = logging.getLogger("train_pair")
@@ -43,6 +44,7 @@ def build_pair_task(cfg, device: torch.device) -> PairTask:
     if not cfg.SOLVER.RESUME:
         build_start(cfg, model)
     model.to(device)
+    share_batch(model, halves=2)
     optimizer, precision, network = build_optimizer(cfg, model), build_precision(cfg, device), distributed.wrap(model, device)
     return PairTask(
         network=network,
@@ -51,6 +53,7 @@ def build_pair_task(cfg, device: torch.device) -> PairTask:
         schedule=build_schedule(cfg, optimizer),
         precision=precision,
         device=device,
+        local_losses=cfg.SOLVER.LOCAL_LOSSES,
         part=cfg.SOLVER.IMS_PER_PASS,
     )
 

@@ -93,9 +93,8 @@ def build_bridge_loader(cfg, pairs: Sequence[Pair], *, device_type: str, rank: i
 
 
 def build_validation_loader(cfg, pairs: Sequence[Pair], *, device_type: str, rank: int = 0, world_size: int = 1) -> ChipLoader:
-    """Each pair once, cut at a place of its own but never flipped; this rank every `world_size`-th."""
-    share = max(cfg.SOLVER.IMS_PER_BATCH // world_size, 1)
-    batches = take_pairs_in_order(len(pairs), pairs=share, rank=rank, world_size=world_size)
+    """Each pair once, cut at a place of its own but never flipped; this rank every `world_size`-th batch."""
+    batches = take_pairs_in_order(len(pairs), pairs=cfg.SOLVER.IMS_PER_BATCH, rank=rank, world_size=world_size)
     return build_loader(cfg, build_dataset(cfg, pairs, flip=False), batches, device_type=device_type)
 
 

@@ -4,6 +4,7 @@ Legend: B batch, H x W pixels, (c, h, w) a state of the bridge: (3, H, W) in pix
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from bbdm.sampler import Noise, every_step, few_steps, released_steps, sample_fe
 from bbdm.unet import Rescaler, UNet, make_unet
 from utils.device import Precision
 from utils.errors import CheckpointError, UsageError
+from utils.global_batch import draw_rows
 
 logger = logging.getLogger(__name__)
 
@@ -118,12 +120,23 @@ class BridgeModel:
         self, optical: Tensor, sar: Tensor, kind: str = "l1", *, generator: torch.Generator | None = None
     ) -> Tensor:
         """`loss` at random t, uniform over 0..T-1, with random noise, drawn on the CPU if a generator is given."""
-        device = optical.device
-        shape = self.state_shape(optical)
-        where = device if generator is None else torch.device("cpu")
-        t = torch.randint(len(self.bridge.schedule), (len(optical),), generator=generator, device=where).to(device)
-        noise = torch.randn(shape, generator=generator, device=where).to(device)
+        device, shape = optical.device, self.state_shape(optical)
+        if generator is None:
+            t = draw_rows(partial(self.draw_times, device=device), len(optical), device)
+            noise = draw_rows(
+                lambda rows, own: torch.randn((rows, *shape[1:]), generator=own, device=device), len(optical), device
+            )
+        else:
+            t, noise = (drawn.to(device) for drawn in self.draw(shape, generator))
         return self.loss(optical, sar, t, noise, kind)
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Times (B,) and noise for states of `shape` (B, c, h, w), of a generator on the CPU."""
+        return self.draw_times(shape[0], generator), torch.randn(shape, generator=generator)
+
+    def draw_times(self, count: int, generator: torch.Generator | None, device: torch.device | str = "cpu") -> Tensor:
+        """(count,) uniform over 0..T-1."""
+        return torch.randint(len(self.bridge.schedule), (count,), generator=generator, device=device)
 
     def state_shape(self, pictures: Tensor) -> tuple[int, ...]:
         """(B, c, h, w) of the states of pictures (B, 3, H, W)."""

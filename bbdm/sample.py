@@ -117,7 +117,9 @@ def build_and_sample(cfg, device: torch.device, folder: Path) -> None:
     jobs = open_shared_store(folder, run, sources, cfg.dump())
     total = len(sources) * cfg.BBDM.SAMPLE_NUM
     logger.info("%d optical chips, %d samples, %d of them already in %s", len(sources), total, total - len(jobs), folder)
-    own = jobs[distributed.rank() :: distributed.world_size()]
+    names = list(dict.fromkeys(source.path.name for source, _ in jobs))  # all samples of a chip are of one process
+    mine = set(names[distributed.rank() :: distributed.world_size()])
+    own = [(source, k) for source, k in jobs if source.path.name in mine]
 
     @lru_cache(maxsize=1)  # the samples of a chip follow each other: it is opened once for all of them
     def read(path: Path) -> Tensor:

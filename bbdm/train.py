@@ -27,6 +27,7 @@ from processor.update import Update
 from utils import cli, distributed
 from utils.device import build_compilation, build_precision
 from utils.files import replacing
+from utils.global_batch import share_batch
 from utils.log import MetricsWriter, progress
 from utils.seed import seed_everything
 
@@ -55,6 +56,7 @@ class BridgeTask(Task):
         grids: folder of the grids.
         grid_period: epochs between grids; 0: none.
         seed: of validation and grids.
+        whole: pairs of each batch of `validation` but the last.
     """
 
     model: BridgeModel
@@ -71,6 +73,7 @@ class BridgeTask(Task):
     grids: Path
     grid_period: int
     seed: int
+    whole: int = 0
     name = "bridge"
     numbers = ("loss",)
 
@@ -115,7 +118,7 @@ class BridgeTask(Task):
         """Mean loss of the held-out pairs, if there are any; the lowest one chooses bridge_best.pth."""
         if self.validation is None:
             return {}
-        loss = validate(self._averaged(), self.validation, loss=self.loss, seed=self.seed, device=self.device)
+        loss = validate(self._averaged(), self.validation, loss=self.loss, seed=self.seed, device=self.device, whole=self.whole)
         metrics.write(kind="validation", epoch=epoch, validation_loss=loss)
         logger.info("epoch %d: validation loss %.4f", epoch, loss)
         return {"bridge_best": -loss}
@@ -129,7 +132,7 @@ class BridgeTask(Task):
 
 
 @torch.no_grad()
-def validate(model: BridgeModel, loader, *, loss: str, seed: int, device: torch.device) -> float:
+def validate(model: BridgeModel, loader, *, loss: str, seed: int, device: torch.device, whole: int = 0) -> float:
     """Mean loss over held-out pairs, at time steps and with noise that are the same each time.
 
     Args:
@@ -138,15 +141,18 @@ def validate(model: BridgeModel, loader, *, loss: str, seed: int, device: torch.
         loss: 'l1' or 'l2'.
         seed: of time steps and noise.
         device: of the network.
+        whole: pairs of a batch that is not the last; only several processes need it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    total, count = torch.zeros((), device=device), 0
+    generator, sums = torch.Generator().manual_seed(seed), []
     for batch in loader:
         optical, sar = batch.to(device, memory_format=layout_of(model.precision)).images.chunk(2)
-        total += model.random_loss(optical, sar, loss, generator=generator) * len(optical)
-        count += len(optical)
-    shares = distributed.gather((total.item(), count))
-    return sum(part for part, _ in shares) / sum(number for _, number in shares)
+        # Draws go on from batch to batch, and other processes have those in between.
+        others = distributed.rank() if not sums else distributed.world_size() - 1
+        for _ in range(others):
+            model.draw((whole, *model.state_shape(optical)[1:]), generator)
+        sums.append((model.random_loss(optical, sar, loss, generator=generator) * len(optical), len(optical)))
+    ordered = distributed.interleave(distributed.gather([(part.cpu(), count) for part, count in sums]))
+    return sum(part for part, _ in ordered).item() / sum(count for _, count in ordered)
 
 
 def write_grid(path: Path, model: BridgeModel, batch: Batch, *, seed: int) -> None:
@@ -219,6 +225,7 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
     if cfg.BBDM.NORMALISE_LATENTS and not (start or cfg.SOLVER.RESUME):
         measure_latents(model, build_validation_loader(cfg, pairs.train, device_type=device.type, **sharing), device)
     average = build_average(model.network, cfg.BBDM.EMA_DECAY)
+    share_batch(model.network)
     model = model.with_network(distributed.wrap(model.network, device))
     build_compilation(cfg, model.network, learns=True)
     update = build_update(cfg, model.network, precision.scaler(), device)
@@ -226,7 +233,7 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
         fill_network(average.module, start.averages, start.path, NETWORK_KEYS)
         update.steps = build_first_step(cfg, start)
     shown = build_validation_loader(cfg, (pairs.validation or pairs.train)[:GRID_ROWS], device_type="cpu")
-    held_out = pairs.validation and build_validation_loader(cfg, pairs.validation, device_type=device.type, **sharing)
+    held_out = pairs.validation or None
     return BridgeTask(
         model=model,
         learner=model.between_latents() if build_keeping(cfg) else model,
@@ -237,7 +244,8 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
         loss=cfg.BBDM.LOSS,
         average_period=cfg.BBDM.EMA_PERIOD,
         average_start=cfg.BBDM.EMA_START,
-        validation=held_out or None,
+        validation=held_out and build_validation_loader(cfg, held_out, device_type=device.type, **sharing),
+        whole=cfg.SOLVER.IMS_PER_BATCH,
         shown=next(iter(shown)),
         grids=folder / "grids",
         grid_period=cfg.BBDM.GRID_PERIOD,

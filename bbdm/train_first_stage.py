@@ -22,10 +22,11 @@ from datasets.records import Batch
 from processor.engine import fit
 from processor.task import Task, build_training_plan
 from processor.update import Update
-from utils import cli
+from utils import cli, distributed
 from utils.device import Precision, build_precision
+from utils.global_batch import gather_pairs
 from utils.log import MetricsWriter
-from utils.seed import seed_everything
+from utils.seed import seed_everything, shared_generator
 
 logger = logging.getLogger(__name__)
 
@@ -83,21 +84,24 @@ class FirstStageTask(Task):
         return self.update.optimizers[0].param_groups[0]["lr"]
 
     def finish(self, epoch: int, *, last: bool) -> dict[str, float]:
-        """Revive the codes that nothing used."""
-        revive_codes(self.network, self.used, self.latent)
-        return {"codes_used": int(self.used.sum())}
+        """Revive the codes that nothing used, on any process, by latents of all."""
+        used = torch.stack(distributed.gather(self.used.cpu())).any(0).to(self.device)
+        revive_codes(self.network, used, gather_pairs(self.latent))
+        return {"codes_used": int(used.sum())}
 
     @torch.no_grad()
     def evaluate(self, epoch: int, metrics: MetricsWriter) -> dict[str, float]:
         """Mean L1 of reconstructions of held-out pictures, in units where black to white is 2; the last weights are kept."""
         if self.validation is not None:
             self.network.eval()
-            total, count = 0.0, 0
+            sums = []
             for batch in self.validation:
                 pictures = batch.to(self.device, memory_format=layout_of(self.precision)).images
-                total += F.l1_loss(reconstruct(self.network, pictures, self.precision)[0], pictures).item() * len(pictures)
-                count += len(pictures)
-            metrics.write(kind="validation", epoch=epoch, validation_l1=total / count)
+                loss = F.l1_loss(reconstruct(self.network, pictures, self.precision)[0], pictures)
+                sums.append((loss.item() * len(pictures), len(pictures)))
+            ordered = distributed.interleave(distributed.gather(sums))
+            total = sum(part for part, _ in ordered) / sum(count for _, count in ordered)
+            metrics.write(kind="validation", epoch=epoch, validation_l1=total)
         return {}
 
 
@@ -127,15 +131,23 @@ def revive_codes(stage: FirstStage, used: Tensor, latent: Tensor) -> None:
     """Move codes that nothing used, `used` (N,) bool, onto random pixels of `latent` (B, c, h, w)."""
     pixels = latent.permute(0, 2, 3, 1).flatten(0, 2)
     dead = (~used).nonzero()[:, 0]
-    stage.quantize.embedding.weight[dead] = pixels[torch.randint(len(pixels), (len(dead),), device=pixels.device)]
+    many = distributed.world_size() > 1
+    generator = shared_generator(pixels.device) if many else None  # the same codes become the same on every process
+    stage.quantize.embedding.weight[dead] = pixels[
+        torch.randint(len(pixels), (len(dead),), device=pixels.device, generator=generator)
+    ]
 
 
 def build_first_stage_task(cfg, pairs: PairLists, device: torch.device) -> FirstStageTask:
     """The first stage of BBDM.FIRST_STAGE_* and Adam, at their start."""
     stage, precision = build_empty_first_stage(cfg).to(device), build_precision(cfg, device)
     optimizer = torch.optim.Adam(stage.parameters(), lr=cfg.SOLVER.BASE_LR, betas=(0.5, 0.9), fused=device.type == "cuda")
-    held_out = pairs.validation and build_validation_loader(cfg, pairs.validation, device_type=device.type)
-    return FirstStageTask(stage, Update(stage, [optimizer], precision.scaler()), precision, device, held_out or None)
+    sharing = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    held_out = pairs.validation or None
+    validation = held_out and build_validation_loader(cfg, held_out, device_type=device.type, **sharing)
+    # No wrapper: it is run by its parts, never as a whole, so that processes average its gradients one by one.
+    update = Update(stage, [optimizer], precision.scaler(), others=stage.parameters() if distributed.world_size() > 1 else ())
+    return FirstStageTask(stage, update, precision, device, validation)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -149,9 +161,10 @@ def main(arguments: Sequence[str]) -> None:
         cfg, device = command.cfg, command.device
         seed_everything(cfg.SOLVER.SEED)
         pairs = build_bridge_pairs(cfg)
+        sharing = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         task, loader = (
             build_first_stage_task(cfg, pairs, device),
-            build_bridge_loader(cfg, pairs.train, device_type=device.type),
+            build_bridge_loader(cfg, pairs.train, device_type=device.type, **sharing),
         )
         command.record()
         fit(task, loader, build_training_plan(cfg, command.folder, "first_stage"), resume=cfg.SOLVER.RESUME)
@@ -159,4 +172,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, together=True)

@@ -160,7 +160,7 @@ def build_pair_loader(
 def build_test_loader(
     cfg, chips: Sequence[Chip], *, device_type: str = "cpu", rank: int = 0, world_size: int = 1
 ) -> ChipLoader:
-    """Build a loader that reads each chip, real or generated, once: this rank every `world_size`-th, in order.
+    """Build a loader that reads each chip, real or generated, once, in order: this rank every `world_size`-th batch.
 
     TEST.IMS_PER_BATCH counts the images of a batch on each rank; `Batch.indices` tells which of `chips` they are.
     """

@@ -171,9 +171,13 @@ def draw_identities(labels: Sequence[int], *, instances: int, batch_size: int, *
 
 
 def take_in_order(count: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[Draw]]:
-    """Batches that hold each image once: this rank every `world_size`-th, in order; the last batch is perhaps smaller."""
-    own = range(rank, count, world_size)
-    return [[Draw(index) for index in own[start : start + batch_size]] for start in range(0, len(own), batch_size)]
+    """Batches that hold each image once, in order; the last is perhaps smaller. This rank has every `world_size`-th batch.
+
+    A batch holds the same images however many ranks there are: what a network makes of an image depends in its last digits on
+    what goes through it together.
+    """
+    starts = range(0, count, batch_size)[rank::world_size]
+    return [[Draw(index) for index in range(start, min(start + batch_size, count))] for start in starts]
 
 
 def take_pairs_in_order(count: int, *, pairs: int, rank: int = 0, world_size: int = 1) -> list[list[Draw]]:

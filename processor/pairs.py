@@ -15,6 +15,8 @@ from processor.task import Task
 from processor.update import Update
 from utils import distributed
 from utils.device import Precision
+from utils.global_batch import gather_rows
+from utils.seed import seed_part
 
 
 @dataclass
@@ -33,6 +35,7 @@ class PairTask(Task):
         schedule: sets the learning rates of an epoch (1, 2, ...).
         precision: in which the network computes.
         device: where.
+        local_losses: whether each process compares the pairs of its own share only, not those of the whole batch.
         part: images that go through the network together; 0: the whole batch.
         largest_logit_scale: bound of the learned temperature's logarithm, so that logits cannot grow without end.
     """
@@ -43,6 +46,7 @@ class PairTask(Task):
     schedule: Any
     precision: Precision
     device: torch.device
+    local_losses: bool = False
     part: int = 0
     largest_logit_scale: float = 4.6052  # log 100
     name = "pre-train"
@@ -79,7 +83,7 @@ class PairTask(Task):
 
     def _learn(self, features: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and logits of a batch's features (B, D), gradients taken."""
-        optical, sar = features.chunk(2)
+        optical, sar = features.chunk(2) if self.local_losses else map(gather_rows, features.chunk(2))
         loss, logits = self.objective(sar, optical, logit_scale)
         self.update.backward(loss)
         return loss, logits
@@ -89,13 +93,13 @@ class PairTask(Task):
         features = []
         with torch.no_grad():
             for part, seed in zip(parts, seeds, strict=True):
-                torch.manual_seed(seed)
+                seed_part(seed)
                 features.append(self._features(part))
         whole, scale = torch.cat(features).requires_grad_(), logit_scale.detach().requires_grad_()
         loss, logits = self._learn(whole, scale)
         shares = whole.grad.split(self.part)
         for number, (part, seed, share) in enumerate(zip(parts, seeds, shares, strict=True), start=1):
-            torch.manual_seed(seed)
+            seed_part(seed)
             last = number == len(parts)
             with self.update.passes(last=last):  # processes add up their gradients once, with the last part
                 carried = [(self._features(part), share)]

@@ -14,6 +14,7 @@ from processor.selection import Selection, SelectionSplit
 from processor.task import Task
 from processor.update import Update
 from utils.device import Precision
+from utils.global_batch import gather_rows
 from utils.log import MetricsWriter
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class ReIDTask(Task):
         device: where.
         test: scores the protocols with the weights of now.
         split: what the protocols are of, and so what the best weights are chosen on.
+        local_losses: whether each process compares the images of its own share only, not those of the whole batch.
         evaluations: the last scores.
     """
 
@@ -46,6 +48,7 @@ class ReIDTask(Task):
     device: torch.device
     test: Callable[[], Mapping[str, Evaluation]]
     split: SelectionSplit
+    local_losses: bool = False
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     name = "train"
 
@@ -58,10 +61,13 @@ class ReIDTask(Task):
         batch = batch.to(self.device)
         with self.precision.autocast():
             output = self.network(batch.images, batch.modalities, batch.sizes, batch.labels)
-        terms = self.criterion(output.feature, output.scores, batch.labels, batch.modalities, **vars(output.parts))
+        share = (lambda rows: rows) if self.local_losses else gather_rows
+        feature, scores, labels, modalities = map(share, (output.feature, output.scores, batch.labels, batch.modalities))
+        parts = {name: None if rows is None else share(rows) for name, rows in vars(output.parts).items()}
+        terms = self.criterion(feature, scores, labels, modalities, **parts)
         total = self.criterion.total(terms)
         self.update(total)
-        accuracy = (output.scores.argmax(1) == batch.labels).float().mean()
+        accuracy = (scores.argmax(1) == labels).float().mean()
         return torch.stack([*(terms[name].detach() for name in self.criterion.weights), total.detach(), accuracy])
 
     def begin(self, epoch: int) -> None:

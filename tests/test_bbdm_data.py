@@ -266,10 +266,10 @@ def test_registered_pairs_hold_out_by_their_key(cfg):
         build_bridge_pairs(load_cfg(None, []))
 
 
-def test_validation_shares_the_batch_among_processes_and_gives_each_a_pair_at_least(cfg):
+def test_validation_has_the_same_batches_however_many_processes_share_them(cfg):
     pairs = read_registered_pairs(cfg.BBDM.PAIRS_DIR).train
-    for world_size, sizes in ((1, [4, 4, 1]), (2, [2, 2, 1]), (9, [1])):
-        loader = build_validation_loader(cfg, pairs, device_type="cpu", world_size=world_size)
+    for world_size, rank, sizes in ((1, 0, [4, 4, 1]), (2, 0, [4, 1]), (2, 1, [4]), (9, 2, [1]), (9, 3, [])):
+        loader = build_validation_loader(cfg, pairs, device_type="cpu", world_size=world_size, rank=rank)
         assert [len(batch.images) // 2 for batch in loader] == sizes
 
 

@@ -139,7 +139,7 @@ def test_pictures_are_read_bilinear_and_written_bicubic_at_the_size_of_the_chip(
             np.testing.assert_array_equal(np.asarray(written), np.asarray(expected))
 
 
-def test_two_processes_share_the_jobs_in_turn(cfg_of, tmp_path, monkeypatch):
+def test_two_processes_share_the_chips_in_turn(cfg_of, tmp_path, monkeypatch):
     cfg = cfg_of(SPLITS=["query"], SAMPLE_STEP=3)
     torch.save(build_network(cfg).state_dict(), tmp_path / "w.pth")
     seen = []
@@ -151,4 +151,4 @@ def test_two_processes_share_the_jobs_in_turn(cfg_of, tmp_path, monkeypatch):
     monkeypatch.setattr(sample.distributed, "is_main", lambda: True)
     monkeypatch.setattr(sample.distributed, "broadcast", lambda value: value)
     sample.build_and_sample(cfg, CPU, tmp_path / "out")
-    assert seen == [[("0101_s01c0_RGB.tif", 1), ("0102_s01c0_RGB.tif", 1)]]
+    assert seen == [[("0102_s01c0_RGB.tif", 0), ("0102_s01c0_RGB.tif", 1)]]

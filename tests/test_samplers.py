@@ -194,10 +194,10 @@ def test_the_augmentation_of_a_pair_does_not_depend_on_the_number_of_processes(a
 
 def test_in_order_each_image_or_pair_comes_once():
     batches = [batch for rank in range(2) for batch in take_in_order(7, batch_size=2, rank=rank, world_size=2)]
-    assert indices_of(batches) == [[0, 2], [4, 6], [1, 3], [5]]
+    assert indices_of(batches) == [[0, 1], [4, 5], [2, 3], [6]]
     batches = [batch for rank in range(2) for batch in take_pairs_in_order(3, pairs=2, rank=rank, world_size=2)]
-    assert indices_of(batches) == [[0, 4, 1, 5], [2, 3]]
-    assert [[draw.key for draw in batch] for batch in batches] == [[(0,), (2,), (0,), (2,)], [(1,), (1,)]]
+    assert indices_of(batches) == [[0, 2, 1, 3], [4, 5]]
+    assert [[draw.key for draw in batch] for batch in batches] == [[(0,), (1,), (0,), (1,)], [(2,), (2,)]]
 
 
 def test_batches_that_cannot_be_shared_are_refused():

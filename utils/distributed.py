@@ -112,6 +112,11 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def interleave(shares: list[list[Any]]) -> list[Any]:
+    """What processes made of blocks that they took in turn (`blocks[rank::world_size]`), in the order of the blocks."""
+    return [shares[place % len(shares)][place // len(shares)] for place in range(sum(map(len, shares)))]
+
+
 def broadcast(value: Any) -> Any:
     """Rank 0's picklable object, on every process."""
     if not dist.is_initialized():

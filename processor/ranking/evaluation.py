@@ -17,7 +17,7 @@ from torch.nn import functional
 from datasets.records import DISTRACTOR, Chip, Protocol
 from processor.ranking.expansion import expand_queries
 from processor.ranking.intervals import METHOD, mean_interval
-from processor.ranking.reranking import rerank_apart
+from processor.ranking.reranking import Sharing, rerank_apart
 from processor.ranking.results import KINDS, RATES, Evaluation, Outcome, Score
 from processor.ranking.retrieval import RetrievalResult, join_results, rank_distances, rank_features
 from utils import distributed
@@ -89,8 +89,11 @@ def rank_protocol(protocol: Protocol, features: Tensor, records: Sequence[Chip],
     try:
         of_query = expand(features[query], features[gallery], modalities[query], modalities[gallery], ranking)
         if ranking.reranking is not None:
-            blocks = rerank_apart(of_query, features[gallery], modalities[query], **ranking.reranking_options)
-            return rank_distances(blocks, **identities)
+            sharing = Sharing(distributed.rank(), distributed.world_size(), distributed.gather)
+            options = {**ranking.reranking_options, "sharing": sharing}
+            blocks = rerank_apart(of_query, features[gallery], modalities[query], **options)
+            own = rank_distances(blocks, **identities, rows=sharing.rows(len(query)))
+            return join_results(distributed.gather(own))
         share = (distributed.rank(), distributed.world_size())
         where = {"device": ranking.device, "memory_bytes": ranking.memory_bytes}
         own = rank_features(of_query, features[gallery], **identities, **where, share=share)

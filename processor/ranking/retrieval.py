@@ -175,12 +175,14 @@ def rank_distances(
     gallery_ids: Tensor,
     query_modalities: Tensor | None = None,
     gallery_modalities: Tensor | None = None,
+    rows: range | None = None,
 ) -> RetrievalResult:
     """Rank the gallery for each query by given distances, as `rank_features` does by those of features.
 
     Args:
         distances: (Q, G) of any float type, or its blocks of rows in order (as `rerank_blocks` gives them).
         query_ids, gallery_ids, query_modalities, gallery_modalities: as for `rank_features`.
+        rows: the queries that `distances` are of, where they are not of all.
 
     Raises:
         DataError: no query has a match, or a distance is not finite.
@@ -188,7 +190,9 @@ def rank_distances(
     if isinstance(distances, Tensor):
         distances = distances.split(max(1, (1 << 26) // max(1, distances.shape[1])))
     truth = Truth.build(query_ids, gallery_ids, query_modalities, gallery_modalities, torch.device("cpu"))
-    return _rank_blocks(distances, truth, torch.arange(truth.queries))
+    return _rank_blocks(
+        distances, truth, torch.arange(truth.queries) if rows is None else torch.tensor(rows, dtype=torch.int64)
+    )
 
 
 def _integer_scale(query: Tensor, gallery: Tensor) -> float:
