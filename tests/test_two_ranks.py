@@ -2,8 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+import train
 from tests import several_commands
 from tests.chip_files import write_hoss
-from tests.commands import settings
+from tests.commands import call, settings
 from utils.checkpoint import load
 
 ROOT = Path(__file__).parent.parent
@@ -131,12 +136,13 @@ def test_losses_of_every_step_are_those_of_one_process(done, job, steps):
 @pytest.mark.parametrize("job", ["bridge", "stage"])
 def test_validation_is_that_of_one_process(done, job):
     one, two = (lines_of(done / name / job, "validation") for name in ("one", "two"))
-    figures = [[value for key, value in line.items() if key.startswith("validation")] for line in (*one, *two)]
-    assert figures[: len(one)] == pytest.approx(figures[len(one) :], rel=1e-5)
+    name = "validation_loss" if job == "bridge" else "validation_l1"
+    assert [line[name] for line in one] == pytest.approx([line[name] for line in two], rel=1e-5)
+    assert one
 
 
 def test_the_same_weights_are_learned(done):
-    for file in ("train/transformer_5.pth", "bridge/bridge_2.pth", "stage/first_stage_2.pth"):
+    for file in ("train/transformer_5.pth", "pre/transformer_4.pth"):
         one, two = (load(done / name / file) for name in ("one", "two"))
         assert one.keys() == two.keys()
         assert all(torch.allclose(one[key].float(), two[key].float(), atol=1e-4) for key in one), file
@@ -153,3 +159,65 @@ def test_pictures_are_those_of_one_process_byte_for_byte(done):
     one, two = ({path.name: path.read_bytes() for path in (done / name / "samples").glob("*.png")} for name in ("one", "two"))
     assert len(one) > 4
     assert one == two
+
+
+def test_a_training_goes_on_with_another_number_of_processes(done, tmp_path):
+    """What two processes left after epoch 2 is gone on with by one, to the same weights."""
+    words = json.loads((done / "two.json").read_text())[0][1:]
+    folder = str(tmp_path / "run")
+    with started("train.py", *words, "OUTPUT_DIR", folder, "SOLVER.CHECKPOINT_PERIOD", 2) as program:
+        wait_for(Path(folder) / "transformer_2.pth", program)
+        program.send_signal(signal.SIGTERM)
+        program.communicate(timeout=60)
+    ended = call(train.main, *words, "OUTPUT_DIR", folder, "SOLVER.RESUME", f"{folder}/last.pth")
+    assert ended.status == 0, ended.err
+    one, other = load(done / "one" / "train" / "transformer_5.pth"), load(Path(folder) / "transformer_5.pth")
+    assert all(torch.allclose(one[key].float(), other[key].float(), atol=1e-4) for key in one)
+
+
+@contextmanager
+def started(*words: object) -> Iterator[subprocess.Popen]:
+    """Two processes of a command, in a session of their own, which ends with the block."""
+    program = subprocess.Popen(
+        launcher(*words), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield program
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
+
+
+def wait_for(path: Path, program: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.is_file():
+        assert time.monotonic() < end
+        assert program.poll() is None, program.stderr.read()
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for a process in /proc")
+def test_a_process_that_dies_ends_the_others_within_seconds_and_is_named(done, tmp_path):
+    words = json.loads((done / "two.json").read_text())[0][1:]
+    changes = ["OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_EPOCHS", 500]
+    with started("train.py", *words, *changes) as program:
+        wait_for(tmp_path / "run" / "transformer_2.pth", program)
+        os.kill(process_of_rank(1, program.pid), signal.SIGKILL)
+        killed = time.monotonic()
+        _, told = program.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert program.returncode != 0
+    assert "rank      : 1" in told
+    assert "exitcode  : -9" in told
+
+
+def process_of_rank(rank: int, parent: int) -> int:
+    for folder in Path("/proc").iterdir():
+        try:
+            is_child = f"PPid:\t{parent}\n" in (folder / "status").read_text()
+            if folder.name.isdigit() and is_child and f"\0RANK={rank}\0".encode() in (folder / "environ").read_bytes():
+                return int(folder.name)
+        except OSError:
+            continue
+    raise AssertionError(f"no process of rank {rank}")
