@@ -1,10 +1,12 @@
 """train.py with a record of what each process did, for `test_distributed.py`; started by torchrun.
 
-The folder of the records is the environment variable RECORDS.
+The folder of the records is the environment variable RECORDS. If STOP_STEP is set too, the second process alone is asked to end in
+the step of that number.
 """
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -22,6 +24,8 @@ def record() -> None:
 
     def noted_step(task, batch):
         images.append(batch.indices.tolist())
+        if os.environ.get("STOP_STEP") == str(len(images)) and distributed.rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
         return step(task, batch)
 
     def summed(task) -> float:

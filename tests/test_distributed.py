@@ -20,10 +20,10 @@ ROOT = Path(__file__).parent.parent
 PROGRAM = Path(distributed_train.__file__)
 
 
-def launch(records: Path, *words: str) -> subprocess.CompletedProcess:
+def launch(records: Path, *words: str, **variables: str) -> subprocess.CompletedProcess:
     """Start two processes of the program by torchrun, on a free port."""
     records.mkdir()
-    environment = os.environ | {"RECORDS": str(records), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"RECORDS": str(records), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
     call = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(PROGRAM), *words]
     return subprocess.run(
         [sys.executable, *call], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False

@@ -55,7 +55,7 @@ def run(main: Callable[[Sequence[str]], None], *, together: bool = False) -> Non
 
 def command_to_go_on() -> str:
     """The line that goes on with this training, as its user would type it."""
-    words = [Path(sys.executable).name, *sys.orig_argv[1:]]
+    words = [Path(sys.executable).name, *(word for word in sys.orig_argv[1:] if word != "-u")]  # which torchrun adds
     if "SOLVER.RESUME" in words[:-1]:
         place = words.index("SOLVER.RESUME")
         del words[place : place + 2]
