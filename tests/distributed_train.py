@@ -1,7 +1,7 @@
 """train.py with a record of what each process did, for `test_distributed.py`; started by torchrun.
 
-The folder of the records is the environment variable RECORDS. If STOP_STEP is set too, the second process alone is asked to end in
-the step of that number.
+The folder of the records is the environment variable RECORDS. If STOP_STEP is set too, the second process alone is asked to end
+in the step of that number.
 """
 
 import json

@@ -66,8 +66,8 @@ class Chart:
     note: str = ""
 
 
-class _Drawing:
-    """One chart in the making: `with _Drawing(...) as axes`; `chart` holds it afterwards."""
+class Drawing:
+    """One chart in the making: `with Drawing(...) as axes`; `chart` holds it afterwards."""
 
     def __init__(self, title: str, group: str, note: str = ""):
         self.title, self.group, self.note, self.chart = title, group, note, None
@@ -120,7 +120,7 @@ def _training(runs: Sequence[RunRecord], group: str) -> Iterable[Chart]:
     if several or len(terms) == 1:
         terms = [name for name in terms if name == "loss"]
     if terms:
-        with (drawing := _Drawing("Loss", group, "mean over each epoch")) as axes:
+        with (drawing := Drawing("Loss", group, "mean over each epoch")) as axes:
             for run in runs:
                 for term in terms:
                     _plot(axes, run.lines("epoch"), term, run.name if several else term)
@@ -128,13 +128,13 @@ def _training(runs: Sequence[RunRecord], group: str) -> Iterable[Chart]:
         yield drawing.chart
     for key, title, kind in (("accuracy", "Accuracy on training batches", "epoch"), ("lr", "Learning rate", "step")):
         if any(key in line for run in runs for line in run.lines(kind)):
-            with (drawing := _Drawing(title, group)) as axes:
+            with (drawing := Drawing(title, group)) as axes:
                 for run in runs:
                     _plot(axes, run.lines(kind), key, run.name if several else None)
                 axes.set_xlabel("epoch")
             yield drawing.chart
     if any(run.lines("validation") and "validation_loss" in run.lines("validation")[0] for run in runs):
-        with (drawing := _Drawing("Loss of held-out pairs", group)) as axes:
+        with (drawing := Drawing("Loss of held-out pairs", group)) as axes:
             for run in runs:
                 _plot(axes, run.lines("validation"), "validation_loss", run.name if several else None)
             axes.set_xlabel("epoch")
@@ -160,7 +160,7 @@ def _figures(runs: Sequence[RunRecord]) -> Iterable[Chart]:
             continue
         of = "ALL, each run" if several else "each protocol"
         split = "validation ships" if any(run.lines("validation") for run in runs) else "query and gallery"
-        with (drawing := _Drawing(f"{rate} of {of}", "Training", f"of {split}, with 95 % intervals")) as axes:
+        with (drawing := Drawing(f"{rate} of {of}", "Training", f"of {split}, with 95 % intervals")) as axes:
             for name, lines in curves.items():
                 epochs, values = [line["epoch"] for line in lines], [100 * line[rate] for line in lines]
                 low, high = (np.array([line[f"{rate}_interval"][end] for line in lines]) * 100 for end in (0, 1))
@@ -179,7 +179,7 @@ def _cmc(runs: Sequence[RunRecord]) -> Iterable[Chart]:
     tested = [run for run in runs if run.results]
     for protocol in dict.fromkeys(name for run in tested for name in run.results.protocols):
         with (
-            drawing := _Drawing(f"CMC of {protocol}", "Ranking", "share of queries with a match among the nearest k")
+            drawing := Drawing(f"CMC of {protocol}", "Ranking", "share of queries with a match among the nearest k")
         ) as axes:
             for colour, run in zip(_colours(), tested):
                 for kind in KINDS:
@@ -212,7 +212,7 @@ def _distances(runs: Sequence[RunRecord]) -> Iterable[Chart]:
             if kind == "fused":
                 continue
             name = f", {run.name}" if len(runs) > 1 else ""
-            with (drawing := _Drawing(f"Distances in {protocol}{name}", "Distances", "share of pairs, plain features")) as axes:
+            with (drawing := Drawing(f"Distances in {protocol}{name}", "Distances", "share of pairs, plain features")) as axes:
                 for colour, label, counts in zip(COLOURS[2:], ("same ship", "others"), (lists.matches, lists.others)):
                     share = counts / max(1, counts.sum())
                     axes.stairs(share, lists.edges, fill=True, alpha=0.35, color=colour, label=label)
@@ -231,7 +231,7 @@ def _sizes(runs: Sequence[RunRecord]) -> Iterable[Chart]:
         sizes = {image.path.rsplit("/", 1)[-1]: image.size for image in run.lists.images}
         told = [(*sizes[outcome.query], outcome) for outcome in score.per_query if outcome.AP is not None]
         name = f", {run.name}" if len(runs) > 1 else ""
-        with (drawing := _Drawing(f"Size of the queries of ALL{name}", "Size of the ship", _by_length(told))) as axes:
+        with (drawing := Drawing(f"Size of the queries of ALL{name}", "Size of the ship", _by_length(told))) as axes:
             for hit, colour, marker in ((True, COLOURS[2], "o"), (False, "#d1495b", "x")):
                 own = [(width, height) for width, height, outcome in told if (outcome.first_match == 1) is hit]
                 if own:
@@ -264,7 +264,7 @@ def _tuning(run: RunRecord) -> Iterable[Chart]:
             curves[trial.get("steps"), trial["K"]].append((trial["tau"], trial["ALL"]["mAP"], trial["ALL"]["mAP_interval"]))
     if not curves:
         return
-    with (drawing := _Drawing(f"mAP of ALL against tau, {run.name}", "Fusion", "95 % intervals of the largest K")) as axes:
+    with (drawing := Drawing(f"mAP of ALL against tau, {run.name}", "Fusion", "95 % intervals of the largest K")) as axes:
         for (steps, count), points in curves.items():
             taus, values, ends = (np.array(column) for column in zip(*sorted(points), strict=True))
             drawn = axes.plot(taus, 100 * values, marker=".", label=f"K {count}" + (f", {steps} steps" if steps else ""))
