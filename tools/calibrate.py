@@ -18,12 +18,8 @@ from torch.nn import functional
 from configs.command import config_parser, open_command
 from datasets.catalogue import read_hoss
 from datasets.records import DISTRACTOR, Chip, Modality
-from processor.extraction import build_extractor
-from processor.feature_store import build_origin
-from processor.identification import (
-    NAMES,
+from processor.calibration import (
     RATES,
-    Calibration,
     Tried,
     calibration_error,
     calibration_interval,
@@ -32,6 +28,9 @@ from processor.identification import (
     reliability,
     try_answers,
 )
+from processor.extraction import build_extractor
+from processor.feature_store import build_origin
+from processor.identification import NAMES, Calibration
 from processor.ranking.intervals import METHOD
 from processor.ranking.retrieval import squared_distances
 from processor.report.charts import Chart, Drawing

@@ -178,9 +178,7 @@ def _cmc(runs: Sequence[RunRecord]) -> Iterable[Chart]:
     """Share of queries with a match among the nearest k images, of each protocol, plain and fused."""
     tested = [run for run in runs if run.results]
     for protocol in dict.fromkeys(name for run in tested for name in run.results.protocols):
-        with (
-            drawing := Drawing(f"CMC of {protocol}", "Ranking", "share of queries with a match among the nearest k")
-        ) as axes:
+        with (drawing := Drawing(f"CMC of {protocol}", "Ranking", "share of queries with a match among the nearest k")) as axes:
             for colour, run in zip(_colours(), tested):
                 for kind in KINDS:
                     if score := run.results.scores.get((protocol, kind)):
