@@ -8,13 +8,14 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from yacs.config import CfgNode
 
+from configs.defaults import default_cfg
 from datasets.catalogue import read_hoss
 from datasets.chips import size_triple
 from datasets.loaders import build_test_loader
@@ -308,21 +309,14 @@ def check_e2e(vectors: Vectors) -> Iterator[Comparison]:
         yield close(result.mean_average_precision, vectors[f"{name.lower()}_mAP"], tolerance)
 
 
-def _reading(config: dict) -> SimpleNamespace:
-    """What `build_test_loader` reads of a configuration, at the released values."""
-    image = SimpleNamespace(
-        SIZE_TEST=config["img_size"],
-        PIXEL_MEAN=[0.485, 0.456, 0.406],
-        PIXEL_STD=[0.229, 0.224, 0.225],
-        SAR_DENOISE="percentile",
-        SAR_BAND="auto",
-        SAR_LOW_PERCENT=5.0,
-        SAR_HIGH_PERCENT=100.0,
-    )
-    loading = SimpleNamespace(NUM_WORKERS=0)
-    return SimpleNamespace(
-        INPUT=image, DATALOADER=loading, TEST=SimpleNamespace(IMS_PER_BATCH=16), SOLVER=SimpleNamespace(SEED=0)
-    )
+def _reading(config: dict) -> CfgNode:
+    """What `build_test_loader` reads, at the released values."""
+    cfg = default_cfg()
+    cfg.INPUT.SIZE_TEST = list(config["img_size"])
+    cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    cfg.INPUT.SAR_DENOISE, cfg.INPUT.SAR_LOW_PERCENT, cfg.INPUT.SAR_HIGH_PERCENT = "percentile", 5.0, 100.0
+    cfg.DATALOADER.NUM_WORKERS, cfg.TEST.IMS_PER_BATCH, cfg.SOLVER.SEED = 0, 16, 0
+    return cfg
 
 
 CHECKS = {
