@@ -185,6 +185,11 @@ TABLE = (
     ),
     new("TEST.COMMON_SPACE_SHRINKAGE", 0.05, "share of its mean variance that a covariance gains", low=1e-6),
     new("TEST.COMMON_SPACE_DIMENSIONS", 48, "directions of the space; 0: all", low=0),
+    new(
+        "TEST.COMMON_SPACE_DIR",
+        "",
+        "folder that holds HOSS/ of further ships, whose training chips the space is fitted to as well",
+    ),
     new("TEST.SAME_MODALITY_GALLERY", True, "False: images of the query's own modality leave its gallery"),
     new("TEST.REPORT", True, "a page, report.html, at the end of a training or a test; False: none"),
     released("TEST.DIST_MAT", "dist_mat.npy", "no effect", unused="distances are not kept whole"),

@@ -228,13 +228,14 @@ def list_chips(hoss: Path, split: Split) -> tuple[tuple[Chip, ...], list[Finding
     return chips, findings
 
 
-def read_hoss(root_dir: str | Path, *, train: bool = True, test: bool = True) -> HossData:
+def read_hoss(root_dir: str | Path, *, train: bool = True, test: bool = True, key: str = "DATASETS.ROOT_DIR") -> HossData:
     """List the chips of `<root_dir>/HOSS`; the first error among what is found ends it. No image is opened.
 
     Args:
-        root_dir: the folder that holds `HOSS/` (DATASETS.ROOT_DIR).
+        root_dir: the folder that holds `HOSS/`.
         train: read `bounding_box_train`.
         test: read `query`, `bounding_box_test` and `subset`.
+        key: the configuration key that names it, for the message.
 
     Raises:
         DataError: a missing or empty folder, names without pid or modality, two files of one name, distractors anywhere but
@@ -242,7 +243,7 @@ def read_hoss(root_dir: str | Path, *, train: bool = True, test: bool = True) ->
     """
     hoss = Path(root_dir) / "HOSS"
     if not hoss.is_dir():
-        raise DataError(f"{hoss} is no folder; set DATASETS.ROOT_DIR to the folder that holds HOSS/")
+        raise DataError(f"{hoss} is no folder; set {key} to the folder that holds HOSS/")
     train_chips = _read_split(hoss, Split.TRAIN) if train else ()
     images, protocols = _read_test(hoss) if test else ((), {})
     return HossData(train=train_chips, labels=label_ships(train_chips), images=images, protocols=protocols)

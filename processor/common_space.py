@@ -8,13 +8,14 @@ features as rows; e the shrinkage: a covariance C becomes C + e trace(C) / D I, 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from datasets.catalogue import read_hoss
 from datasets.records import Chip, Modality
 from datasets.validation import build_training_data
 from processor.extraction import Extractor
@@ -177,15 +178,32 @@ def space_sentence(settings: Mapping[str, Any]) -> str:
     return f"features are compared in the common space '{settings['kind']}': {how}"
 
 
+def build_space_chips(cfg) -> tuple[Chip, ...]:
+    """The chips that a space is fitted to: those a training with this configuration learns from, and those of COMMON_SPACE_DIR.
+
+    A network knows its own training ships by heart, so further ships, which it has never seen, tell more of what it does to
+    a new one. Nothing is asked of them but which chips show one ship; they get pids that no training ship has.
+
+    Raises:
+        DataError: no training chips; see `datasets.catalogue.read_hoss`.
+    """
+    chips = build_training_data(cfg).train
+    if not cfg.TEST.COMMON_SPACE_DIR:
+        return chips
+    first = 1 + max(chip.ship for chip in chips)
+    further = read_hoss(cfg.TEST.COMMON_SPACE_DIR, test=False, key="TEST.COMMON_SPACE_DIR").train
+    return (*chips, *(replace(chip, ship=first + chip.ship) for chip in further))
+
+
 def build_common_space(cfg, extractor: Extractor) -> CommonSpace | None:
-    """The space of TEST.COMMON_SPACE, fitted to the ships that a training with this configuration learns from; None if 'off'.
+    """The space of TEST.COMMON_SPACE, fitted to `build_space_chips`; None if 'off'.
 
     Raises:
         DataError: no training chips, or too few ships seen by both sensors.
     """
     if cfg.TEST.COMMON_SPACE == "off":
         return None
-    chips = build_training_data(cfg).train
+    chips = build_space_chips(cfg)
     features = extractor.features(chips, description="features of training ships")
     settings = {"shrinkage": cfg.TEST.COMMON_SPACE_SHRINKAGE, "dimensions": cfg.TEST.COMMON_SPACE_DIMENSIONS}
     return fit_chips(cfg.TEST.COMMON_SPACE, features, chips, **settings)

@@ -246,6 +246,18 @@ def test_the_space_is_fitted_to_the_ships_that_do_not_validate(root, tmp_path):
     assert results["common_space"]["ships"] == 4
 
 
+def test_further_ships_are_fitted_too_and_are_no_training_ships(root, tmp_path):
+    write_hoss(tmp_path / "more", train_ships=5)  # pids that training ships have as well
+    settings = {"TEST__COMMON_SPACE": "cca", "TEST__COMMON_SPACE_DIR": tmp_path / "more"}
+    _, results = run_test(root, tmp_path / "run", **settings)
+    assert results["common_space"]["ships"] == 8 + 5
+
+
+def test_a_folder_of_further_ships_that_is_none_is_named_with_its_key(root, tmp_path):
+    ended, _ = run_test(root, tmp_path / "run", TEST__COMMON_SPACE="cca", TEST__COMMON_SPACE_DIR=tmp_path / "nothing")
+    assert ended.status == 1 and "set TEST.COMMON_SPACE_DIR to the folder that holds HOSS/" in ended.err
+
+
 def test_a_sentence_for_each_kind():
     base = {"shrinkage": 0.05, "dimensions": 0, "ships": 9}
     assert (

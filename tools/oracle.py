@@ -20,7 +20,7 @@ from configs.command import Command, config_parser, open_command
 from datasets.catalogue import HossData, read_hoss
 from datasets.loaders import build_chip_reading
 from datasets.validation import build_training_data, build_validation_data
-from processor.common_space import FITS, fit_chips
+from processor.common_space import FITS, build_space_chips, fit_chips
 from processor.extraction import Extractor, build_extractor
 from processor.fusion import SampleSet, find_samples, fuse_images
 from processor.ranking.comparison import METRICS, compare_outcomes, gap_closed
@@ -65,10 +65,11 @@ def build_rows(cfg, extractor: Extractor, data: HossData, spare: SampleSet, stor
         found = find_samples(data.images, query_dir=store, gallery_dir=store, measured=cfg.TEST.GENERATED_SIZE == "file")
         rows[FUSED] = (features, found.sources, extractor.samples(found, description="features of samples")[0])
     if kinds:
-        known = extractor.features(training, description="features of training ships")
+        fitted = build_space_chips(cfg)
+        known = extractor.features(fitted, description="features of training ships")
     for kind in kinds:
         settings = {"shrinkage": cfg.TEST.COMMON_SPACE_SHRINKAGE, "dimensions": cfg.TEST.COMMON_SPACE_DIMENSIONS}
-        space = fit_chips(kind, known, training, **settings)
+        space = fit_chips(kind, known, fitted, **settings)
         mapped = space.map_images(features, [chip.modality for chip in data.images])
         rows[f"common space: {kind}"] = (mapped, (), None)
         if store:

@@ -18,8 +18,8 @@ from torch.nn import functional
 from configs.command import Command, config_parser, open_command
 from datasets.catalogue import HossData, read_hoss
 from datasets.records import Modality
-from datasets.validation import build_training_data, build_validation_data
-from processor.common_space import FITS, CommonSpace, build_common_space, fit_chips
+from datasets.validation import build_validation_data
+from processor.common_space import FITS, CommonSpace, build_common_space, build_space_chips, fit_chips
 from processor.extraction import Extractor, build_extractor
 from processor.fusion import SampleSet, find_samples
 from processor.ranking.comparison import METRICS
@@ -195,7 +195,7 @@ def map_all(
 
 def build_spaces(cfg, extractor: Extractor, args: argparse.Namespace) -> list[CommonSpace]:
     """A space of each kind, shrinkage and number of dimensions of the command line; centring has but one."""
-    chips = build_training_data(cfg).train
+    chips = build_space_chips(cfg)
     features = extractor.features(chips, description="features of training ships")
     pairs = list(itertools.product(args.shrinkages, args.dimensions))
     settings = [(kind, *pair) for kind in args.kinds for pair in (pairs[:1] if kind == "centre" else pairs)]
