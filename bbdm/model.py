@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bbdm.bridge import Bridge, bridge_loss, make_schedule
 from bbdm.checkpoints import BridgeFile, fill_network, read_first_stage
 from bbdm.data import layout_of
+from bbdm.feature_term import FeatureTerm
 from bbdm.first_stage import FirstStage, make_first_stage
 from bbdm.latents import OPTICAL, SAR, keep_statistics, statistics_of
 from bbdm.sampler import Noise, every_step, few_steps, released_steps, sample_few_steps, sample_released
@@ -62,20 +63,32 @@ class BridgeModel:
         precision: in which network and first stage compute.
         condition: what the network sees beside x_t: 'none', 'y' or 'first_stage' (the optical picture's state), or 'rescaler'
             (the picture itself).
+        term: joins the loss; None for the paper's loss alone.
     """
 
     def __init__(
-        self, bridge: Bridge, network: nn.Module, first_stage: FirstStage | None, precision: Precision, condition: str
+        self,
+        bridge: Bridge,
+        network: nn.Module,
+        first_stage: FirstStage | None,
+        precision: Precision,
+        condition: str,
+        term: FeatureTerm | None = None,
     ):
         self.bridge = bridge
         self.network = network
         self.first_stage = first_stage
         self.precision = precision
         self.condition = condition
+        self.term = term
 
     def with_network(self, network: nn.Module) -> "BridgeModel":
         """The same bridge with another network, such as the averaged one."""
         return BridgeModel(self.bridge, network, self.first_stage, self.precision, self.condition)
+
+    def with_term(self, term: FeatureTerm | None) -> "BridgeModel":
+        """The same bridge for training with another term in its loss."""
+        return BridgeModel(self.bridge, self.network, self.first_stage, self.precision, self.condition, term)
 
     def between_latents(self) -> "BridgeModel":
         """The same bridge for training on latents that are made already: its pictures are states. No 'rescaler' condition."""
@@ -110,14 +123,29 @@ class BridgeModel:
         with self.precision.autocast():
             return self.network(x_t, t, context).float()
 
-    def loss(self, optical: Tensor, sar: Tensor, t: Tensor, noise: Tensor, kind: str = "l1") -> Tensor:
-        """The training loss of a batch of pictures (B, 3, H, W) at t (B,) with noise (B, c, h, w): a float32 number."""
+    def loss(
+        self, optical: Tensor, sar: Tensor, t: Tensor, noise: Tensor, kind: str = "l1", sizes: Tensor | None = None
+    ) -> Tensor:
+        """The training loss of a batch of pictures (B, 3, H, W) at t (B,) with noise (B, c, h, w): a float32 number.
+
+        `sizes`, (2 B, 3), are the size triples of the optical, then of the SAR chips; only a term needs them.
+        """
         y, x0 = self.encode(optical, OPTICAL), self.encode(sar, SAR)
         x_t = self.bridge.forward_sample(x0, y, t, noise)
-        return bridge_loss(self.predict(x_t, t, self.context(optical, y)), self.bridge.target(x0, y, t, noise), kind)
+        prediction = self.predict(x_t, t, self.context(optical, y))
+        loss = bridge_loss(prediction, self.bridge.target(x0, y, t, noise), kind)
+        if self.term is None:
+            return loss
+        return loss + self.term(self.bridge.predict_x0(x_t, y, t, prediction), sar, sizes, self.bridge.m[t])
 
     def random_loss(
-        self, optical: Tensor, sar: Tensor, kind: str = "l1", *, generator: torch.Generator | None = None
+        self,
+        optical: Tensor,
+        sar: Tensor,
+        kind: str = "l1",
+        *,
+        sizes: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """`loss` at random t, uniform over 0..T-1, with random noise, drawn on the CPU if a generator is given."""
         device, shape = optical.device, self.state_shape(optical)
@@ -128,7 +156,7 @@ class BridgeModel:
             )
         else:
             t, noise = (drawn.to(device) for drawn in self.draw(shape, generator))
-        return self.loss(optical, sar, t, noise, kind)
+        return self.loss(optical, sar, t, noise, kind, sizes)
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times (B,) and noise for states of `shape` (B, c, h, w), of a generator on the CPU."""

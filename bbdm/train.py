@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from bbdm.averaging import build_average, update_average
 from bbdm.checkpoints import BridgeFile, fill_network, read_bridge
 from bbdm.data import build_bridge_loader, build_bridge_pairs, build_validation_loader, layout_of, to_picture
+from bbdm.feature_term import build_feature_term
 from bbdm.latents import OPTICAL, SAR, LatentLoader, measure_statistics
 from bbdm.model import NETWORK_KEYS, BridgeModel, SamplerSettings, build_bridge_model
 from bbdm.noise import sample_seed, seeded_normal
@@ -83,9 +84,10 @@ class BridgeTask(Task):
 
     def step(self, batch: Batch) -> Tensor:
         """Accumulate a batch's gradients; where they complete a step of the optimiser, follow it with the average."""
-        optical, sar = batch.to(self.device, memory_format=layout_of(self.model.precision)).images.chunk(2)
+        batch = batch.to(self.device, memory_format=layout_of(self.model.precision))
+        optical, sar = batch.images.chunk(2)
         with self.update.passes():
-            loss = self.learner.random_loss(optical, sar, self.loss)
+            loss = self.learner.random_loss(optical, sar, self.loss, sizes=batch.sizes)
             stepped = self.update(loss)
         if stepped and self.update.steps % self.average_period == 0:
             begun = self.update.steps * self.update.accumulation >= self.average_start
@@ -236,7 +238,7 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
     held_out = pairs.validation or None
     return BridgeTask(
         model=model,
-        learner=model.between_latents() if build_keeping(cfg) else model,
+        learner=model.between_latents() if build_keeping(cfg) else model.with_term(build_feature_term(cfg, device)),
         average=average,
         update=update,
         schedule=build_plateau(cfg, update.optimizers[0]),

@@ -234,6 +234,9 @@ TABLE = (
     new("BBDM.KEEP_LATENTS", True, "the first stage sees each training picture once; False: at every step, as released"),
     # Training
     new("BBDM.PRETRAINED", "", "a bridge to start from"),
+    new("BBDM.FEATURE_WEIGHT", 0.0, "of a term that compares estimates with real SAR in a ReID network's features", low=0),
+    new("BBDM.FEATURE_NETWORK", "", "weights of that network, which describe themselves"),
+    new("BBDM.FEATURE_UNTIL", 0.5, "largest m_t at which the term looks at an estimate", low=0, high=1),
     new("BBDM.ACCUMULATION", 2, "batches to an optimiser step", low=1),
     new("BBDM.CLIP_GRADIENT", 0.0, "largest norm of the gradient; 0: any", low=0),
     new("BBDM.PLATEAU_FACTOR", 0.5, "of the learning rate where the loss stays", low=0.01, high=0.99),

@@ -15,7 +15,7 @@ ALLOWED = {
     "loss": set(),
     "solver": set(),
     "processor": {"datasets", "model", "utils"},
-    "bbdm": {"configs", "datasets", "processor", "utils"},
+    "bbdm": {"configs", "datasets", "model", "processor", "utils"},
 }
 """Package -> packages or modules that its modules may import beside their own."""
 

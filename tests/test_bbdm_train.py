@@ -32,7 +32,7 @@ class Model:
         other.asked = self.asked
         return other
 
-    def random_loss(self, optical, sar, kind, *, generator=None):
+    def random_loss(self, optical, sar, kind, *, sizes=None, generator=None):
         self.asked.append((kind, None if generator is None else torch.rand(1, generator=generator).item()))
         return self.network.weight.sum() * optical[0, 0, 0, 0]
 
