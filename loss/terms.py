@@ -27,12 +27,20 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, *, margin: float | None
 
     An image is its own positive where it has no other one; without any negative its loss is 0.
     """
-    distances = euclidean_distances(features, features)
-    same = labels[:, None] == labels[None, :]
-    positive = distances.masked_fill(~same, -torch.inf).amax(1)
-    negative = distances.masked_fill(same, torch.inf).amin(1)
-    difference = positive - negative
+    with torch.no_grad():
+        # Which pairs count has no slope: gradients run through two distances an image, not through the matrix of all.
+        distances = euclidean_distances(features, features)
+        same = labels[:, None] == labels[None, :]
+        positive = distances.masked_fill(~same, -torch.inf).argmax(1)
+        negative = distances.masked_fill(same, torch.inf).argmin(1)
+    nearest = torch.where(same.all(1), torch.inf, _paired_distances(features, features.index_select(0, negative)))
+    difference = _paired_distances(features, features.index_select(0, positive)) - nearest
     return functional.softplus(difference).mean() if margin is None else functional.relu(difference + margin).mean()
+
+
+def _paired_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Distances (B,) of each row of `a` (B, D) from the same row of `b` (B, D)."""
+    return (a - b).square().sum(1).clamp(min=TINY_SQUARE).sqrt()
 
 
 def classwise_alignment(features: Tensor, labels: Tensor, modalities: Tensor, *, squared: bool = False) -> Tensor:
@@ -49,12 +57,10 @@ def classwise_alignment(features: Tensor, labels: Tensor, modalities: Tensor, *,
             program does not square.
     """
     features = functional.normalize(features)
-    same = labels[:, None] == labels[None, :]
-    # Every image stands for its identity, at a weight of 1 / (images of that identity): no sorting and no loop over
-    # identities, whose number the host need not know.
-    optical_mean, optical_variance, has_optical = _group_statistics(features, same & (modalities == 0))
-    sar_mean, sar_variance, has_sar = _group_statistics(features, same & (modalities == 1))
-    weight = (has_optical & has_sar) / same.sum(1)
+    groups = _groups(labels)
+    optical_mean, optical_variance, optical = _group_statistics(features, groups, modalities == 0)
+    sar_mean, sar_variance, sar = _group_statistics(features, groups, modalities == 1)
+    weight = ((optical > 0) & (sar > 0)).to(features.dtype)
     # vector_norm has gradient 0 at 0, which one chip a modality (variance 0 on both sides) needs.
     gap = (
         torch.linalg.vector_norm(optical_mean - sar_mean, dim=1),
@@ -80,21 +86,38 @@ def structure_consistency(structure: Tensor, labels: Tensor, modalities: Tensor)
         labels: (B,).
         modalities: (B,); 0 optical, 1 SAR.
     """
-    same = labels[:, None] == labels[None, :]
-    optical, _, has_optical = _group_statistics(structure, same & (modalities == 0))
-    sar, _, has_sar = _group_statistics(structure, same & (modalities == 1))
-    weight = (has_optical & has_sar) / same.sum(1)  # each image stands for its identity, as above
-    return (weight * (optical - sar).square().mean(1)).sum() / weight.sum().clamp(min=1)
+    groups = _groups(labels)
+    optical_mean, _, optical = _group_statistics(structure, groups, modalities == 0)
+    sar_mean, _, sar = _group_statistics(structure, groups, modalities == 1)
+    weight = ((optical > 0) & (sar > 0)).to(structure.dtype)
+    return (weight * (optical_mean - sar_mean).square().mean(1)).sum() / weight.sum().clamp(min=1)
 
 
-def _group_statistics(features: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance (B, D) of each row's members (B, B), and whether it has any (B,)."""
-    count = members.sum(1, keepdim=True)
-    share = members.to(features.dtype) / count.clamp(min=1)
-    mean = share @ features
-    variance = (share @ features.square() - mean.square()).clamp(min=0)
+def _groups(labels: Tensor) -> tuple[Tensor, int]:
+    """Place (B,) of each label (B,) among the identities, and how many places there are; some may have no image."""
+    if labels.device.type != "cpu":
+        return _groups_by_first_image(labels)
+    ids, place = labels.unique(return_inverse=True)
+    return place, len(ids)
+
+
+def _groups_by_first_image(labels: Tensor) -> tuple[Tensor, int]:
+    """The same at the place of each identity's first image: a host need not wait to learn how many there are."""
+    return (labels[:, None] == labels[None, :]).byte().argmax(1), len(labels)
+
+
+def _group_statistics(features: Tensor, groups: tuple[Tensor, int], members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance (C, D) of each of C groups' rows among `members` (B,), and how many these are (C,)."""
+    # A row that is no member is added to a group of its own, which is dropped: no mask of the features is made.
+    place, count = groups
+    place = torch.where(members, place, count)
+    zeros = features.new_zeros(count + 1, features.shape[1])
+    number = features.new_zeros(count + 1).index_add(0, place, features.new_ones(len(place)))[:-1]
+    share = 1 / number.clamp(min=1)[:, None]
+    mean = zeros.index_add(0, place, features)[:-1] * share
+    variance = (zeros.index_add(0, place, features.square())[:-1] * share - mean.square()).clamp(min=0)
     # With one member the difference above is rounding, not variance.
-    return mean, torch.where(count > 1, variance, 0.0), count.squeeze(1) > 0
+    return mean, torch.where(number[:, None] > 1, variance, 0.0), number
 
 
 def global_alignment(features: Tensor, modalities: Tensor) -> Tensor:

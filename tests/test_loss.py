@@ -8,12 +8,14 @@ from torch.nn import functional
 
 from loss.criterion import Criterion, build_criterion
 from loss.terms import (
+    _groups_by_first_image,
     batch_hard_triplet,
     center_loss,
     classwise_alignment,
     euclidean_distances,
     global_alignment,
     pair_logits,
+    structure_consistency,
     symmetric_contrastive,
 )
 from tests.commands import tiny_cfg
@@ -53,6 +55,15 @@ def test_alignment_equals_a_loop_over_identities(seed, squared):
     rows = torch.tensor([several[int(label)] for label in labels])  # a loop's norm has no slope at a variance gap of 0
     expected.backward()
     torch.testing.assert_close(ours.grad[rows], theirs.grad[rows])
+
+
+@pytest.mark.parametrize("term", [classwise_alignment, structure_consistency])
+def test_counting_identities_or_not_makes_no_difference(term, monkeypatch):
+    """Away from a CPU an identity goes by its first image, so that the host need not know how many there are."""
+    batch = random_batch(identities=9)
+    counted = term(*batch)
+    monkeypatch.setattr("loss.terms._groups", lambda labels: _groups_by_first_image(labels))
+    torch.testing.assert_close(term(*batch), counted)
 
 
 def test_alignment_by_hand():
@@ -160,6 +171,22 @@ def test_triplet_by_hand():
     hinge = sum(max(0.0, difference + 1.5) for difference in differences) / 4
     assert batch_hard_triplet(LINE, labels).item() == pytest.approx(soft, abs=1e-6)
     assert batch_hard_triplet(LINE, labels, margin=1.5).item() == pytest.approx(hinge, abs=1e-6)
+
+
+@pytest.mark.parametrize("margin", [None, 0.3])
+def test_triplet_and_its_gradient_equal_those_through_all_distances(margin):
+    features, labels, _ = random_batch(identities=6)
+    ours, theirs = features.clone().requires_grad_(), features.clone().requires_grad_()
+    same = labels[:, None] == labels
+    distances = (theirs[:, None] - theirs).square().sum(2).clamp(min=1e-12).sqrt()
+    nearest = distances.masked_fill(same, torch.inf).amin(1)
+    difference = distances.masked_fill(~same, -torch.inf).amax(1) - nearest
+    expected = functional.softplus(difference) if margin is None else functional.relu(difference + margin)
+    loss = batch_hard_triplet(ours, labels, margin=margin)
+    torch.testing.assert_close(loss, expected.mean())
+    loss.backward()
+    expected.mean().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_triplet_without_negative_is_zero_and_without_positive_finite():
