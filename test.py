@@ -1,9 +1,27 @@
 """Test a re-identification model: python test.py --weights <checkpoint of train.py> [--config_file FILE] [KEY VALUE ...]"""
 
+import argparse
 import logging
 from collections.abc import Sequence
 
-from configs.command import Command, config_parser, open_command
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    example = (
+        "python test.py --weights logs/hoss_transoss/best_model_rank1.pth DATASETS.ROOT_DIR data\n"
+        "  python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT released.pth"
+    )
+    return config_parser(
+        "test.py", "Test a model on the protocols of a data set in HOSS layout.", example, weights="TEST.WEIGHT"
+    )
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
+from configs.command import Command, open_command
 from datasets.catalogue import read_hoss
 from processor.common_space import build_common_space, space_sentence
 from processor.extraction import build_extractor
@@ -59,14 +77,9 @@ def test(command: Command) -> tuple[Results, RunLists | None]:
 
 def main(arguments: Sequence[str]) -> None:
     """Read the call, test, and write results.json."""
-    example = (
-        "python test.py --weights logs/hoss_transoss/best_model_rank1.pth DATASETS.ROOT_DIR data\n"
-        "  python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT released.pth"
-    )
-    parser = config_parser(
-        "test.py", "Test a model on the protocols of a data set in HOSS layout.", example, weights="TEST.WEIGHT"
-    )
-    with open_command(parser, arguments, log="test_log.txt", needs={"TEST.WEIGHT": "the checkpoint to test"}) as command:
+    with open_command(
+        build_parser(), arguments, log="test_log.txt", needs={"TEST.WEIGHT": "the checkpoint to test"}
+    ) as command:
         results, lists = test(command)
         if distributed.is_main():
             path = results_path(command.folder, **results.weights)

@@ -1,11 +1,25 @@
 """Train a re-identification model: python train.py --config_file configs/hoss_transoss.yml [KEY VALUE ...]"""
 
+import argparse
 import logging
 from collections.abc import Mapping, Sequence
 
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    example = "python train.py --config_file configs/hoss_transoss.yml DATASETS.ROOT_DIR data SOLVER.SEED 1"
+    offers = ("hoss_transoss.yml", "hoss_baseline.yml", "*sdf*.yml", "ablation_[123]_*.yml", "demo_reid.yml")
+    return config_parser("train.py", "Train a re-identification model on a data set in HOSS layout.", example, offers=offers)
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import torch
 
-from configs.command import config_parser, open_training
+from configs.command import open_training
 from datasets.catalogue import HossData
 from datasets.loaders import build_train_loader
 from datasets.validation import build_training_data
@@ -65,9 +79,7 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
 
 def main(arguments: Sequence[str]) -> None:
     """Read the call and train."""
-    example = "python train.py --config_file configs/hoss_transoss.yml DATASETS.ROOT_DIR data SOLVER.SEED 1"
-    parser = config_parser("train.py", "Train a re-identification model on a data set in HOSS layout.", example)
-    with open_training(parser, arguments) as command:
+    with open_training(build_parser(), arguments) as command:
         cfg, device = command.cfg, command.device
         seed_everything(cfg.SOLVER.SEED, distributed.rank())
         data = build_training_data(cfg)

@@ -1,12 +1,26 @@
 """Pre-train on optical-SAR pairs: python train_pair.py --config_file configs/pretrain_transoss.yml [KEY VALUE ...]"""
 
+import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    example = "python train_pair.py --config_file configs/pretrain_transoss.yml DATASETS.ROOT_DIR data"
+    description = "Pre-train the network contrastively on optical-SAR pairs; its output is what train.py starts from."
+    return config_parser("train_pair.py", description, example, offers=("pretrain_*.yml",))
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import torch
 
-from configs.command import config_parser, open_training
+from configs.command import open_training
 from datasets.loaders import build_pair_loader
 from datasets.pairs import Pair, read_optisar_pairs, read_registered_pairs
 from loss.terms import pair_loss
@@ -60,10 +74,7 @@ def build_pair_task(cfg, device: torch.device) -> PairTask:
 
 def main(arguments: Sequence[str]) -> None:
     """Read the call and pre-train."""
-    example = "python train_pair.py --config_file configs/pretrain_transoss.yml DATASETS.ROOT_DIR data"
-    description = "Pre-train the network contrastively on optical-SAR pairs; its output is what train.py starts from."
-    parser = config_parser("train_pair.py", description, example)
-    with open_training(parser, arguments) as command:
+    with open_training(build_parser(), arguments) as command:
         cfg, device = command.cfg, command.device
         seed_everything(cfg.SOLVER.SEED, distributed.rank())
         task, pairs = build_pair_task(cfg, device), build_pairs(cfg)

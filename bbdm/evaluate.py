@@ -1,11 +1,29 @@
 """Compare generated with real SAR pictures: `python -m bbdm.evaluate --config_file FILE BBDM.WEIGHT FILE [KEY VALUE ...]`."""
 
+import argparse
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    return config_parser(
+        "python -m bbdm.evaluate",
+        "Compare generated with real SAR pictures of held-out pairs, beside two baselines. For ships, tools.evaluate_ships "
+        "does the same in the feature space of a re-identification network.",
+        "python -m bbdm.evaluate --weights logs/bbdm_qxs/bridge_100.pth OUTPUT_DIR out",
+        weights="BBDM.WEIGHT",
+    )
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
 
 import numpy as np
 import torch
@@ -17,7 +35,7 @@ from bbdm.drawing import build_batch_size, build_sampling_model, draw
 from bbdm.embedding import train_embedding
 from bbdm.model import build_sampler_settings
 from bbdm.quality import measure_quality, read_inception, read_lpips
-from configs.command import config_parser, open_command
+from configs.command import open_command
 from datasets.pairs import Pair, PairLists
 from processor.ranking.intervals import MEASURE_METHOD, METHOD, Interval, mean_interval, measure_interval
 from utils import checkpoint, cli
@@ -202,14 +220,7 @@ def publish(report: Mapping[str, Any], folder: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and compare."""
-    parser = config_parser(
-        "python -m bbdm.evaluate",
-        "Compare generated with real SAR pictures of held-out pairs, beside two baselines. For ships, tools.evaluate_ships "
-        "does the same in the feature space of a re-identification network.",
-        "python -m bbdm.evaluate --weights logs/bbdm_qxs/bridge_100.pth OUTPUT_DIR out",
-        weights="BBDM.WEIGHT",
-    )
-    with open_command(parser, arguments, needs=NEEDS, writes=True) as command:
+    with open_command(build_parser(), arguments, needs=NEEDS, writes=True) as command:
         figures = build_comparison(command.cfg, command.device)
         space = "a small network trained contrastively on the SAR pictures of the training places"
         publish(build_report(command.cfg, figures, features=space), command.folder)

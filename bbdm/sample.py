@@ -1,10 +1,27 @@
 """Make pseudo-SAR pictures of optical test chips: `python -m bbdm.sample --config_file FILE BBDM.WEIGHT FILE [KEY VALUE]`."""
 
+import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    return config_parser(
+        "python -m bbdm.sample",
+        "Make K pseudo-SAR pictures of every optical test chip. A run that stopped goes on with what is missing.",
+        "python -m bbdm.sample --weights logs/bbdm_hoss/bridge_250.pth DATASETS.ROOT_DIR data OUTPUT_DIR out",
+        weights="BBDM.WEIGHT",
+    )
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
 
 import torch
 from PIL import Image
@@ -13,7 +30,7 @@ from torch import Tensor
 from bbdm.data import to_picture, to_tensor
 from bbdm.drawing import build_batch_size, build_sampling_model, draw
 from bbdm.model import SamplerSettings, build_condition, build_sampler_settings
-from configs.command import config_parser, open_command
+from configs.command import open_command
 from datasets.catalogue import read_hoss
 from datasets.chips import read_header, read_optical
 from datasets.generated import SamplingRun, is_written, open_store, sample_of, write_sample
@@ -140,14 +157,8 @@ def build_and_sample(cfg, device: torch.device, folder: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and sample."""
-    parser = config_parser(
-        "python -m bbdm.sample",
-        "Make K pseudo-SAR pictures of every optical test chip. A run that stopped goes on with what is missing.",
-        "python -m bbdm.sample --weights logs/bbdm_hoss/bridge_250.pth DATASETS.ROOT_DIR data OUTPUT_DIR out",
-        weights="BBDM.WEIGHT",
-    )
     needs = {"BBDM.WEIGHT": "the checkpoint of a bridge, such as logs/bbdm_hoss/bridge_250.pth"}
-    with open_command(parser, arguments, needs=needs, writes=True) as command:
+    with open_command(build_parser(), arguments, needs=needs, writes=True) as command:
         build_and_sample(command.cfg, command.device, command.folder)
 
 

@@ -1,9 +1,26 @@
 """Train the bridge: `python -m bbdm.train --config_file configs/bbdm_hoss.yml [KEY VALUE ...]`."""
 
+import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    return config_parser(
+        "python -m bbdm.train",
+        "Train the bridge that turns optical chips into pseudo-SAR ones.",
+        "python -m bbdm.train --config_file configs/bbdm_hoss.yml BBDM.PRETRAINED logs/bbdm_qxs/last.pth",
+        offers=("bbdm_*.yml", "demo_bbdm.yml", "demo_land.yml"),
+    )
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
 
 import numpy as np
 import torch
@@ -19,7 +36,7 @@ from bbdm.feature_term import build_feature_term
 from bbdm.latents import OPTICAL, SAR, LatentLoader, measure_statistics
 from bbdm.model import NETWORK_KEYS, BridgeModel, SamplerSettings, build_bridge_model
 from bbdm.noise import sample_seed, seeded_normal
-from configs.command import config_parser, open_training
+from configs.command import open_training
 from datasets.pairs import PairLists
 from datasets.records import Batch
 from processor.engine import fit
@@ -257,12 +274,7 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and train."""
-    parser = config_parser(
-        "python -m bbdm.train",
-        "Train the bridge that turns optical chips into pseudo-SAR ones.",
-        "python -m bbdm.train --config_file configs/bbdm_hoss.yml BBDM.PRETRAINED logs/bbdm_qxs/last.pth",
-    )
-    with open_training(parser, arguments) as command:
+    with open_training(build_parser(), arguments) as command:
         cfg, device = command.cfg, command.device
         pairs = build_bridge_pairs(cfg)
         logger.info("%d training pairs, %d held out; %s", len(pairs.train), len(pairs.validation), device)

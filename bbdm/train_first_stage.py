@@ -5,9 +5,26 @@ the latents, and latents that keep near their codes. Latent diffusion adds a per
 photographs; for pictures as small as ship chips, plain L1 with a factor of 4 keeps what the bridge needs.
 """
 
+import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    return config_parser(
+        "python -m bbdm.train_first_stage",
+        "Train the latent model's first stage on the optical and SAR pictures of the pairs.",
+        "python -m bbdm.train_first_stage --config_file configs/bbdm_qxs.yml BBDM.FIRST_STAGE_WIDTH 64 OUTPUT_DIR out",
+        offers=("bbdm_*.yml", "demo_bbdm.yml", "demo_land.yml"),
+    )
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +33,7 @@ from torch import Tensor
 from bbdm.data import build_bridge_loader, build_bridge_pairs, build_validation_loader, layout_of
 from bbdm.first_stage import FirstStage
 from bbdm.model import build_empty_first_stage
-from configs.command import config_parser, open_training
+from configs.command import open_training
 from datasets.pairs import PairLists
 from datasets.records import Batch
 from processor.engine import fit
@@ -152,12 +169,7 @@ def build_first_stage_task(cfg, pairs: PairLists, device: torch.device) -> First
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and train."""
-    parser = config_parser(
-        "python -m bbdm.train_first_stage",
-        "Train the latent model's first stage on the optical and SAR pictures of the pairs.",
-        "python -m bbdm.train_first_stage --config_file configs/bbdm_qxs.yml BBDM.FIRST_STAGE_WIDTH 64 OUTPUT_DIR out",
-    )
-    with open_training(parser, arguments) as command:
+    with open_training(build_parser(), arguments) as command:
         cfg, device = command.cfg, command.device
         seed_everything(cfg.SOLVER.SEED)
         pairs = build_bridge_pairs(cfg)

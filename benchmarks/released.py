@@ -139,7 +139,8 @@ def test_protocols(model: nn.Module, loaders: Sequence[tuple], device: torch.dev
 
 def main(arguments: Sequence[str]) -> None:
     """Test a checkpoint as released; takes what test.py takes, and prints the mAP of each protocol."""
-    from configs.command import config_parser, open_command
+    from configs.command import open_command
+    from configs.parser import config_parser
     from datasets.catalogue import read_hoss
     from datasets.loaders import build_test_loader
     from model.build import build_model

@@ -53,27 +53,6 @@ class Command:
             write_json(self.folder / "environment.json", environment)
 
 
-def config_parser(program: str, description: str, example: str, *, weights: str = "") -> argparse.ArgumentParser:
-    """The parser of a command that a configuration drives: `--config_file FILE [KEY VALUE ...]`.
-
-    Args:
-        program, description, example: for the help.
-        weights: key of the weights that the command uses, which `--weights FILE` then names too; empty for none.
-    """
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description=description,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config_file", metavar="FILE", help="a .yml; keys that it does not name keep their default")
-    if weights:
-        parser.add_argument("--weights", metavar="FILE", help=f"{weights}; a file of this program needs no --config_file")
-    parser.set_defaults(weights_key=weights)
-    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="settings that override the file's")
-    return parser
-
-
 @contextmanager
 def open_command(
     parser: argparse.ArgumentParser,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from configs.command import config_parser, open_training
+from configs.command import open_training
+from configs.parser import config_parser
 from datasets.loaders import build_train_loader
 from datasets.records import Batch
 from datasets.validation import build_training_data

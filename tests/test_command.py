@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.command import Command, config_parser, open_command
+from configs.command import Command, open_command
+from configs.parser import config_parser
 from tests.commands import call, settings
 from utils import cli
 from utils.errors import DataError, PeerError

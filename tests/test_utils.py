@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from configs import load_cfg
-from configs.command import config_parser
+from configs.parser import config_parser
 from tests.commands import call, tiny_cfg
 from utils import cli, log
 from utils.checkpoint import load, load_state_dict, save, sha256, strip_prefix

@@ -9,13 +9,34 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = config_parser(
+        "python -m tools.calibrate",
+        "Calibrate the probabilities of tools.identify on ships that the network was not trained on.",
+        "python -m tools.calibrate --config_file configs/hoss_transoss.yml --weights best_model_mAP.pth \\\n"
+        "      --data data/mine/validation",
+    )
+    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder that holds HOSS/; its test images are used"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from configs.command import config_parser, open_command
+from configs.command import open_command
 from datasets.catalogue import read_hoss
 from datasets.records import DISTRACTOR, Chip, Modality
 from processor.calibration import (
@@ -122,21 +143,6 @@ def write_page(path: Path, tested: Tried, calibration: Calibration, rows: Sequen
         note=note,
     )
     write_text(path, text)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = config_parser(
-        "python -m tools.calibrate",
-        "Calibrate the probabilities of tools.identify on ships that the network was not trained on.",
-        "python -m tools.calibrate --config_file configs/hoss_transoss.yml --weights best_model_mAP.pth \\\n"
-        "      --data data/mine/validation",
-    )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint")
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="folder that holds HOSS/; its test images are used"
-    )
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,6 +7,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.parser import answer_help
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.check_dataset",
+        description="Tell what a data set in HOSS layout holds and what is wrong with it; exit status 1 if there are errors.",
+        epilog="example:\n  python -m tools.check_dataset data --json report.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "root", type=Path, metavar="ROOT", help="the folder that holds HOSS/ or OptiSar_Pair/ (DATASETS.ROOT_DIR)"
+    )
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write the report as JSON too; without FILE, to the standard output instead of the table",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 from datasets.curation.checks import DatasetReport, check_dataset
 from utils.cli import run
 from utils.errors import DataError
@@ -61,27 +88,6 @@ def _pair_lines(facts: Mapping[str, Any]) -> list[str]:
 
 def _span(limits: tuple[float, float] | None) -> str:
     return "none" if limits is None else f"{limits[0]:.4g} to {limits[1]:.4g}"
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.check_dataset",
-        description="Tell what a data set in HOSS layout holds and what is wrong with it; exit status 1 if there are errors.",
-        epilog="example:\n  python -m tools.check_dataset data --json report.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "root", type=Path, metavar="ROOT", help="the folder that holds HOSS/ or OptiSar_Pair/ (DATASETS.ROOT_DIR)"
-    )
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="FILE",
-        help="write the report as JSON too; without FILE, to the standard output instead of the table",
-    )
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

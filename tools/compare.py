@@ -10,6 +10,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.parser import answer_help
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.compare",
+        description="Paired differences between results of the same queries, with 95 % intervals and the queries won and lost.",
+        epilog="example:\n  python -m tools.compare logs/hoss_baseline/results.json logs/hoss_transoss/results.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", metavar="results.json", type=Path, nargs="+", help="A, or A and B, as test.py writes them")
+    parser.add_argument("--names", type=int, default=10, metavar="N", help="how many names of queries to print a line (10)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons there too, with every name")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 from processor.common_space import space_sentence
 from processor.ranking.comparison import METRICS, Comparison, compare_outcomes
 from processor.ranking.intervals import PAIRED_METHOD
@@ -145,20 +165,6 @@ def notes(files: Sequence[File]) -> list[str]:
 
 def _options(value: Mapping[str, Any] | None) -> str:
     return "with " + ", ".join(f"{name} {number:g}" for name, number in value.items()) if value else "without"
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.compare",
-        description="Paired differences between results of the same queries, with 95 % intervals and the queries won and lost.",
-        epilog="example:\n  python -m tools.compare logs/hoss_baseline/results.json logs/hoss_transoss/results.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("files", metavar="results.json", type=Path, nargs="+", help="A, or A and B, as test.py writes them")
-    parser.add_argument("--names", type=int, default=10, metavar="N", help="how many names of queries to print a line (10)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons there too, with every name")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -11,12 +11,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = config_parser(
+        "python -m tools.compare_worlds",
+        "How near the procedural chips of DATASETS.ROOT_DIR are to real ones.",
+        "python -m tools.compare_worlds --real data/hoss --output logs/worlds DATASETS.ROOT_DIR data/world",
+    )
+    parser.add_argument("--real", type=Path, required=True, metavar="DIR", help="folder that holds HOSS/ of real chips")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for worlds.png and worlds.json")
+    parser.add_argument("--chips", type=int, default=600, metavar="N", help="most rendered chips of a sensor to read (600)")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.command import config_parser, open_command
+from configs.command import open_command
 from datasets.catalogue import HossData, read_hoss
 from datasets.loaders import ChipReading, build_chip_reading
 from datasets.records import DISTRACTOR, Chip, Modality
@@ -166,19 +185,6 @@ def format_transfer(scores: Mapping[str, Mapping[str, Score]]) -> str:
 
 def _figures(score: Score) -> dict[str, Any]:
     return {"mAP": score.mAP, "mAP_interval": score.mAP_interval.ends, "R1": score.R1, "queries": score.queries_counted}
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = config_parser(
-        "python -m tools.compare_worlds",
-        "How near the procedural chips of DATASETS.ROOT_DIR are to real ones.",
-        "python -m tools.compare_worlds --real data/hoss --output logs/worlds DATASETS.ROOT_DIR data/world",
-    )
-    parser.add_argument("--real", type=Path, required=True, metavar="DIR", help="folder that holds HOSS/ of real chips")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for worlds.png and worlds.json")
-    parser.add_argument("--chips", type=int, default=600, metavar="N", help="most rendered chips of a sensor to read (600)")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

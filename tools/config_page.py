@@ -5,6 +5,22 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from configs.parser import answer_help
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    return argparse.ArgumentParser(
+        prog="python -m tools.config_page",
+        description="Print the page of all keys of the configuration.",
+        epilog="example:\n  python -m tools.config_page > docs/config.md",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 from configs.defaults import KEYS
 from configs.schema import Key
 from utils.cli import run
@@ -43,12 +59,7 @@ def _meaning(key: Key) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Print the page."""
-    argparse.ArgumentParser(
-        prog="python -m tools.config_page",
-        description="Print the page of all keys of the configuration.",
-        epilog="example:\n  python -m tools.config_page > docs/config.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args(arguments)
+    build_parser().parse_args(arguments)
     print(config_page(), end="")
 
 

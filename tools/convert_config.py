@@ -5,6 +5,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.parser import answer_help
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.convert_config",
+        description="Write a template .yml of the released BBDM program as a configuration of this one. Nothing in it is run.",
+        epilog="example:\n  python -m tools.convert_config Template-LBBDM-f4.yaml configs/my_f4.yml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="FILE", type=Path, help="the template")
+    parser.add_argument("target", metavar="NEW_FILE", type=Path, help="the .yml to write")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import yaml
 
 from configs import load_cfg
@@ -215,19 +234,6 @@ def write_config(source: Path, target: Path) -> int:
         except UsageError as error:
             raise UsageError(str(error).replace(str(temporary), str(source))) from error
     return len(ours)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.convert_config",
-        description="Write a template .yml of the released BBDM program as a configuration of this one. Nothing in it is run.",
-        epilog="example:\n  python -m tools.convert_config Template-LBBDM-f4.yaml configs/my_f4.yml",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", metavar="FILE", type=Path, help="the template")
-    parser.add_argument("target", metavar="NEW_FILE", type=Path, help="the .yml to write")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

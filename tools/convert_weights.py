@@ -4,6 +4,35 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from configs.parser import answer_help
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.convert_weights",
+        description="Write the weights of a file in another layout or format; every tensor keeps its bits.",
+        epilog="examples:\n"
+        "  for the released programs:  python -m tools.convert_weights logs/best_model_mAP.pth mos.pth --layout released\n"
+        "  a training state's weights: python -m tools.convert_weights logs/last.pth weights.pth\n"
+        "  another format:             python -m tools.convert_weights weights.pth weights.safetensors",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="FILE", type=Path, help="weights or training state, .pth or .safetensors")
+    parser.add_argument("target", metavar="NEW_FILE", type=Path, help="file to write; its suffix chooses the format")
+    parser.add_argument(
+        "--layout",
+        choices=("own", "released"),
+        default="own",
+        help="own (default): what this project writes; released: with the unused layer base.fc that released programs expect",
+    )
+    parser.add_argument("--prefix", default="", help="of several sets of weights the one whose names begin so, such as student")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import torch
 from torch import Tensor
 
@@ -80,29 +109,6 @@ def convert(source: Path, target: Path, layout: str, prefix: str = "") -> int:
         raise CheckpointError(f"{source} {error}") from error
     save(target, converted, description_of(content) if layout == "own" else None)
     return len(converted)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.convert_weights",
-        description="Write the weights of a file in another layout or format; every tensor keeps its bits.",
-        epilog="examples:\n"
-        "  for the released programs:  python -m tools.convert_weights logs/best_model_mAP.pth mos.pth --layout released\n"
-        "  a training state's weights: python -m tools.convert_weights logs/last.pth weights.pth\n"
-        "  another format:             python -m tools.convert_weights weights.pth weights.safetensors",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", metavar="FILE", type=Path, help="weights or training state, .pth or .safetensors")
-    parser.add_argument("target", metavar="NEW_FILE", type=Path, help="file to write; its suffix chooses the format")
-    parser.add_argument(
-        "--layout",
-        choices=sorted(LAYOUTS),
-        default="own",
-        help="own (default): what this project writes; released: with the unused layer base.fc that released programs expect",
-    )
-    parser.add_argument("--prefix", default="", help="of several sets of weights the one whose names begin so, such as student")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -5,6 +5,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.parser import answer_help
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.cut_chips",
+        description="Cut chips out of a scene: ships upright, at the pixel size of HOSS, with a table (chips.csv).",
+        epilog="example:\n  python -m tools.cut_chips --scene port_SAR.tif --boxes port.geojson --output chips/port",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--scene", type=Path, required=True, metavar="FILE", help="GeoTIFF or COG of any size")
+    parser.add_argument(
+        "--boxes", type=Path, required=True, metavar="FILE", help="DOTA .txt, .geojson or .csv; see docs/data.md"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the chips and chips.csv")
+    parser.add_argument("--sensor", choices=("auto", "optical", "sar"), default="auto", help="what took the scene (auto)")
+    parser.add_argument(
+        "--coordinates",
+        choices=("auto", "pixel", "lonlat", "map"),
+        default="auto",
+        help="of the boxes: pixel, lonlat, or map, the scene's own (auto: of GeoJSON lonlat, else pixel)",
+    )
+    parser.add_argument("--bands", type=int, nargs="+", metavar="N", help="red, green and blue, or the band of a SAR scene")
+    parser.add_argument("--pixel-size", type=float, metavar="M", help="metres of the scene's pixels, where it has no map")
+    parser.add_argument(
+        "--margins",
+        type=float,
+        nargs=2,
+        default=(1.1, 1.25),
+        metavar=("LENGTH", "WIDTH"),
+        help="size of a chip by that of its box (1.1 1.25)",
+    )
+    parser.add_argument("--time", default="", help="of the scene, where neither it nor the boxes tell")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
@@ -12,9 +52,8 @@ from PIL import Image
 from rasterio.io import DatasetReader
 
 from datasets.catalogue import KINDS, modality_of_name
-from datasets.curation.boxes import DEGREES, MAP, PIXELS, Box, read_boxes
+from datasets.curation.boxes import Box, read_boxes
 from datasets.curation.scenes import (
-    MARGINS,
     Placement,
     colour_bands,
     cut_chip,
@@ -111,40 +150,6 @@ def cut_scene(path: Path, boxes: Sequence[Box], output: Path, args: argparse.Nam
                 rows.append(table_line(name, scene, box, place, cutting))
             bar.update()
     return rows, faults
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.cut_chips",
-        description="Cut chips out of a scene: ships upright, at the pixel size of HOSS, with a table (chips.csv).",
-        epilog="example:\n  python -m tools.cut_chips --scene port_SAR.tif --boxes port.geojson --output chips/port",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--scene", type=Path, required=True, metavar="FILE", help="GeoTIFF or COG of any size")
-    parser.add_argument(
-        "--boxes", type=Path, required=True, metavar="FILE", help="DOTA .txt, .geojson or .csv; see docs/data.md"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the chips and chips.csv")
-    parser.add_argument("--sensor", choices=("auto", *MODALITY_CHOICES), default="auto", help="what took the scene (auto)")
-    parser.add_argument(
-        "--coordinates",
-        choices=("auto", PIXELS, DEGREES, MAP),
-        default="auto",
-        help="of the boxes: pixel, lonlat, or map, the scene's own (auto: of GeoJSON lonlat, else pixel)",
-    )
-    parser.add_argument("--bands", type=int, nargs="+", metavar="N", help="red, green and blue, or the band of a SAR scene")
-    parser.add_argument("--pixel-size", type=float, metavar="M", help="metres of the scene's pixels, where it has no map")
-    parser.add_argument(
-        "--margins",
-        type=float,
-        nargs=2,
-        default=MARGINS,
-        metavar=("LENGTH", "WIDTH"),
-        help="size of a chip by that of its box (1.1 1.25)",
-    )
-    parser.add_argument("--time", default="", help="of the scene, where neither it nor the boxes tell")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

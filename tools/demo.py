@@ -12,6 +12,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.parser import answer_help
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.demo",
+        description="Data, training, generation, fused test: the whole path on two CPU cores, in minutes.",
+        epilog="examples:\n  python -m tools.demo\n  python -m tools.demo --data <folder that holds HOSS/>",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, help="folder that holds HOSS/; by default procedural ships are drawn")
+    parser.add_argument("--output", type=Path, default=Path("logs/demo"), help="folder for everything that is made (logs/demo)")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import torch
 
 from configs import load_cfg
@@ -34,15 +53,7 @@ GO_ON = ["SOLVER.RESUME", "auto"]
 
 def main(arguments: Sequence[str]) -> None:
     """Run every command of the demo and print one table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.demo",
-        description="Data, training, generation, fused test: the whole path on two CPU cores, in minutes.",
-        epilog="examples:\n  python -m tools.demo\n  python -m tools.demo --data <folder that holds HOSS/>",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, help="folder that holds HOSS/; by default procedural ships are drawn")
-    parser.add_argument("--output", type=Path, default=Path("logs/demo"), help="folder for everything that is made (logs/demo)")
-    args = parser.parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     setup_logging()
     output = make_output_dir(str(args.output / ("real" if args.data else "procedural")))
     with own_folder(output):

@@ -4,14 +4,37 @@ What `bbdm.evaluate` does for places; `rank` and `top1` tell how well a ship is 
 queries.
 """
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
+
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = config_parser(
+        "python -m tools.evaluate_ships",
+        "Compare generated with real SAR chips of held-out ships (BBDM.HOLD_OUT_EVERY) in the feature space of a ReID network.",
+        "python -m tools.evaluate_ships --reid_weights logs/demo/reid/best_model_mAP.pth\n"
+        "      --weights logs/demo/bridge/bridge_3.pth OUTPUT_DIR out",
+        weights="BBDM.WEIGHT",
+    )
+    parser.add_argument(
+        "--reid_config", metavar="FILE", help="the .yml of the re-identification network, if its weights do not tell"
+    )
+    parser.add_argument("--reid_weights", metavar="FILE", required=True, help="its checkpoint")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from bbdm.evaluate import NEEDS, build_comparison, build_report, publish
-from configs.command import config_parser, open_command
+from configs.command import open_command
 from configs.described import load_described
 from datasets.records import Batch, Modality
 from processor.extraction import build_extractor
@@ -49,18 +72,7 @@ def build_embedding(cfg, weights: str, device: torch.device) -> Callable[[Tensor
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and compare."""
-    parser = config_parser(
-        "python -m tools.evaluate_ships",
-        "Compare generated with real SAR chips of held-out ships (BBDM.HOLD_OUT_EVERY) in the feature space of a ReID network.",
-        "python -m tools.evaluate_ships --reid_weights logs/demo/reid/best_model_mAP.pth\n"
-        "      --weights logs/demo/bridge/bridge_3.pth OUTPUT_DIR out",
-        weights="BBDM.WEIGHT",
-    )
-    parser.add_argument(
-        "--reid_config", metavar="FILE", help="the .yml of the re-identification network, if its weights do not tell"
-    )
-    parser.add_argument("--reid_weights", metavar="FILE", required=True, help="its checkpoint")
-    with open_command(parser, arguments, needs=NEEDS, writes=True) as command:
+    with open_command(build_parser(), arguments, needs=NEEDS, writes=True) as command:
         args, cfg = command.args, command.cfg
         reid, _ = load_described(args.reid_config, ["TEST.WEIGHT", args.reid_weights], "TEST.WEIGHT")
         embed = build_embedding(reid, args.reid_weights, command.device)

@@ -12,6 +12,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.parser import answer_help
+
+CONSTANT = 60
+"""The constant of the paper: how little the first places count more than the next ones."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.fuse_results",
+        description="Fuse the rankings of several models into one, by reciprocal ranks.",
+        epilog="example:\n  python -m tools.fuse_results logs/a/ranking.csv logs/b/ranking.csv logs/c/prediction.json \\\n"
+        "      --output logs/fused",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="ranking.csv or prediction.json of tools.rank")
+    parser.add_argument(
+        "--constant", type=float, default=CONSTANT, metavar="C", help=f"a rank counts 1 / (C + rank) ({CONSTANT})"
+    )
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="length of each list; 0 for all (0)")
+    parser.add_argument("--output", type=Path, default=Path("fused"), metavar="DIR", help="folder of the results (fused)")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 from utils.cli import run
 from utils.errors import DataError, UsageError, shown, some
 from utils.files import write_json, write_text
@@ -20,9 +47,6 @@ from utils.tables import csv_text, read_cell
 
 Rankings = Mapping[str, Sequence[str]]
 """Query file name -> gallery file names, nearest first."""
-
-CONSTANT = 60
-"""The constant of the paper: how little the first places count more than the next ones."""
 
 
 def read_rankings(path: Path) -> Rankings:
@@ -117,24 +141,6 @@ def format_csv(fused: Mapping[str, Sequence[tuple[str, float]]]) -> str:
         for rank, (name, score) in enumerate(places, start=1)
     ]
     return csv_text(["query", "rank", "gallery", "score"], rows)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.fuse_results",
-        description="Fuse the rankings of several models into one, by reciprocal ranks.",
-        epilog="example:\n  python -m tools.fuse_results logs/a/ranking.csv logs/b/ranking.csv logs/c/prediction.json \\\n"
-        "      --output logs/fused",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="ranking.csv or prediction.json of tools.rank")
-    parser.add_argument(
-        "--constant", type=float, default=CONSTANT, metavar="C", help=f"a rank counts 1 / (C + rank) ({CONSTANT})"
-    )
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="length of each list; 0 for all (0)")
-    parser.add_argument("--output", type=Path, default=Path("fused"), metavar="DIR", help="folder of the results (fused)")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

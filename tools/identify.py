@@ -11,6 +11,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = config_parser(
+        "python -m tools.identify",
+        "Which ship is this? The known ship that each query shows, how sure that is, and whether it is any of them.",
+        "python -m tools.identify --config_file configs/hoss_transoss.yml --weights best_model_mAP.pth \\\n"
+        "      --known chips/ships --query chips/today --false-alarms 0.05 --output logs/answers",
+    )
+    modality = {"choices": ("auto", "optical", "sar"), "default": "auto"}
+    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint, calibrated by tools.calibrate")
+    parser.add_argument(
+        "--known", type=Path, required=True, metavar="DIR", help="a folder for each ship, or a CSV (path, ship_id)"
+    )
+    parser.add_argument("--query", type=Path, required=True, metavar="DIR", help="what to look for: a folder, or one file")
+    parser.add_argument("--query-modality", **modality, help="what took the queries (auto: from the name, else the pixels)")
+    parser.add_argument("--known-modality", **modality, help="what took the known chips (auto)")
+    parser.add_argument("--false-alarms", type=float, default=0.05, metavar="RATE", help="of unknown ships called known (0.05)")
+    parser.add_argument(
+        "--confirmed", type=Path, metavar="FILE", help="the CSV that the page saved: accepted answers are known"
+    )
+    parser.add_argument("--output", type=Path, default=Path("answers"), metavar="DIR", help="folder of the results (answers)")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without files that cannot be read (exit status 1)")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import jinja2
 import numpy as np
 from markupsafe import Markup
@@ -18,9 +49,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from configs.command import config_parser, open_command
+from configs.command import open_command
 from datasets.chips import ChipReading
-from datasets.folders import MODALITY_CHOICES, count_broken
+from datasets.folders import count_broken
 from datasets.known import Sighting, name_ships, read_confirmed, read_sightings
 from datasets.loaders import build_chip_reading
 from datasets.records import Split
@@ -196,31 +227,6 @@ def read_known(args: argparse.Namespace, read: ChipReading) -> tuple[list[Sighti
         known += [replace(sighting, ship=ship) for sighting in found]
         sides.append(gathered)
     return known, sides
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = config_parser(
-        "python -m tools.identify",
-        "Which ship is this? The known ship that each query shows, how sure that is, and whether it is any of them.",
-        "python -m tools.identify --config_file configs/hoss_transoss.yml --weights best_model_mAP.pth \\\n"
-        "      --known chips/ships --query chips/today --false-alarms 0.05 --output logs/answers",
-    )
-    modality = {"choices": ("auto", *MODALITY_CHOICES), "default": "auto"}
-    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint, calibrated by tools.calibrate")
-    parser.add_argument(
-        "--known", type=Path, required=True, metavar="DIR", help="a folder for each ship, or a CSV (path, ship_id)"
-    )
-    parser.add_argument("--query", type=Path, required=True, metavar="DIR", help="what to look for: a folder, or one file")
-    parser.add_argument("--query-modality", **modality, help="what took the queries (auto: from the name, else the pixels)")
-    parser.add_argument("--known-modality", **modality, help="what took the known chips (auto)")
-    parser.add_argument("--false-alarms", type=float, default=0.05, metavar="RATE", help="of unknown ships called known (0.05)")
-    parser.add_argument(
-        "--confirmed", type=Path, metavar="FILE", help="the CSV that the page saved: accepted answers are known"
-    )
-    parser.add_argument("--output", type=Path, default=Path("answers"), metavar="DIR", help="folder of the results (answers)")
-    parser.add_argument("--skip-bad", action="store_true", help="go on without files that cannot be read (exit status 1)")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

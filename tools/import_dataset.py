@@ -15,6 +15,48 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from configs.parser import answer_help
+
+WAYS: dict[str, Callable[[Path, Path], object]] = {
+    "copy": shutil.copyfile,
+    "hardlink": os.link,
+    "symlink": os.symlink,
+}
+"""--files: how a chip comes from (source) to (target)."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.import_dataset",
+        description="Write a data set in HOSS layout from a CSV with the columns image_id or path, ship_id and modality.",
+        epilog="example:\n  python -m tools.import_dataset --csv ships.csv --images chips --output data/mine --validation 0.1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="the table; see docs/data.md")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder that paths start from (that of the table)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder that will hold HOSS/; new or empty")
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="what a column is called in the tables, such as image=filename or ship=label; again for each",
+    )
+    parser.add_argument("--query", type=Path, metavar="DIR", help="a test without labels: its queries, a folder or a CSV")
+    parser.add_argument("--gallery", type=Path, metavar="DIR", help="and its gallery")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without files that cannot be read (exit status 1)")
+    parser.add_argument("--task", type=Path, metavar="FILE", help="a JSON with the test's query and candidate lists")
+    parser.add_argument("--validation", type=float, default=0.0, metavar="SHARE", help="share of ships for validation (0)")
+    parser.add_argument("--test", type=float, default=0.3, metavar="SHARE", help="share of ships for the test (0.3)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other ships in each part (0)")
+    parser.add_argument("--files", choices=WAYS, default="copy", help="how chips come into the data set (copy)")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 from scipy.stats import binomtest
 
 from datasets.catalogue import KINDS, modality_of_name, parse_name
@@ -33,13 +75,6 @@ logger = logging.getLogger(__name__)
 
 WIDEST_INTERVAL = 0.2
 """Width of the interval of a rate from which a validation part is called too small to choose by."""
-
-WAYS: dict[str, Callable[[Path, Path], object]] = {
-    "copy": shutil.copyfile,
-    "hardlink": os.link,
-    "symlink": os.symlink,
-}
-"""--files: how a chip comes from (source) to (target)."""
 
 PLACES = {
     "HOSS/bounding_box_train": Split.TRAIN,
@@ -208,35 +243,6 @@ def summary_rows(parts: Mapping[Split, Sequence[Chip]]) -> Iterator[list[object]
         kinds = [chip.modality for chip in chips]
         counts = [kinds.count(modality) for modality in Modality]
         yield [split.replace("/", " "), len(set(ships) - {DISTRACTOR}), len(chips), *counts, ships.count(DISTRACTOR)]
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.import_dataset",
-        description="Write a data set in HOSS layout from a CSV with the columns image_id or path, ship_id and modality.",
-        epilog="example:\n  python -m tools.import_dataset --csv ships.csv --images chips --output data/mine --validation 0.1",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="the table; see docs/data.md")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder that paths start from (that of the table)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder that will hold HOSS/; new or empty")
-    parser.add_argument(
-        "--column",
-        action="append",
-        default=[],
-        metavar="OURS=THEIRS",
-        help="what a column is called in the tables, such as image=filename or ship=label; again for each",
-    )
-    parser.add_argument("--query", type=Path, metavar="DIR", help="a test without labels: its queries, a folder or a CSV")
-    parser.add_argument("--gallery", type=Path, metavar="DIR", help="and its gallery")
-    parser.add_argument("--skip-bad", action="store_true", help="go on without files that cannot be read (exit status 1)")
-    parser.add_argument("--task", type=Path, metavar="FILE", help="a JSON with the test's query and candidate lists")
-    parser.add_argument("--validation", type=float, default=0.0, metavar="SHARE", help="share of ships for validation (0)")
-    parser.add_argument("--test", type=float, default=0.3, metavar="SHARE", help="share of ships for the test (0.3)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other ships in each part (0)")
-    parser.add_argument("--files", choices=WAYS, default="copy", help="how chips come into the data set (copy)")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -6,6 +6,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.parser import answer_help
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.inspect_weights",
+        description="Tell what a weights file is, which model it fits and with which lines of a .yml to use it.",
+        epilog="example:\n  python -m tools.inspect_weights weights/vit_b512_pre.pth",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", help="a .pth, .safetensors or similar file, or timm:NAME")
+    parser.add_argument("--prefix", default="", help="of several sets of weights the one whose names begin so, such as student")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 from configs.described import settings_of
 from model.build import SIZES
 from model.contents import BRIDGE, FIRST_STAGE, LACKING, RESNET, TIMM, TRANSFORMER, Contents, read_contents
@@ -229,19 +248,6 @@ def yaml_lines(settings: Mapping[str, Mapping[str, Any]]) -> str:
     for section, keys in settings.items():
         lines += [f"{section}:", *(f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items())]
     return "\n".join(lines)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.inspect_weights",
-        description="Tell what a weights file is, which model it fits and with which lines of a .yml to use it.",
-        epilog="example:\n  python -m tools.inspect_weights weights/vit_b512_pre.pth",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", metavar="FILE", help="a .pth, .safetensors or similar file, or timm:NAME")
-    parser.add_argument("--prefix", default="", help="of several sets of weights the one whose names begin so, such as student")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -13,6 +13,40 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+from configs.parser import answer_help
+
+DIFFICULTY = 0.4
+"""The default difficulty; docs/synthetic.md tells what a baseline reaches at it."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.make_dataset",
+        description="Write a procedural data set in HOSS layout.",
+        epilog="examples:\n  python -m tools.make_dataset --output data/synthetic\n"
+        "  python -m tools.make_dataset --output data/world --size hoss --test-ships 400",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder that will hold HOSS/; new or empty")
+    parser.add_argument(
+        "--size",
+        choices=("tiny", "hoss", "large"),
+        default="tiny",
+        help="240 and 80 ships, the counts of HOSS, 100,000 chips (tiny)",
+    )
+    parser.add_argument("--train-ships", type=int, metavar="N", help="other than the size's, at its proportions")
+    parser.add_argument("--test-ships", type=int, metavar="N", help="likewise; distractors go with them")
+    parser.add_argument("--difficulty", type=float, default=DIFFICULTY, help=f"0 to 1 ({DIFFICULTY:g}; docs/synthetic.md)")
+    parser.add_argument("--spare-views", type=int, metavar="K", help="SAR views of each optical chip in spare/ (1; large: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other ships (0)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; the files stay the same (all)")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import cv2
 from PIL import Image
 
@@ -24,9 +58,6 @@ from datasets.ships.world import World
 from utils.cli import run
 from utils.errors import UsageError
 from utils.log import progress
-
-DIFFICULTY = 0.4
-"""The default difficulty; docs/synthetic.md tells what a baseline reaches at it."""
 
 
 def write_views(views: Sequence[View], *, world: World, folder: Path, spare_views: int) -> int:
@@ -79,28 +110,6 @@ def _each(write: partial, ships: Sequence[list[View]], workers: int) -> Iterable
         return
     with ProcessPoolExecutor(workers) as pool:
         yield from pool.map(write, ships, chunksize=min(16, len(ships) // workers + 1))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.make_dataset",
-        description="Write a procedural data set in HOSS layout.",
-        epilog="examples:\n  python -m tools.make_dataset --output data/synthetic\n"
-        "  python -m tools.make_dataset --output data/world --size hoss --test-ships 400",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder that will hold HOSS/; new or empty")
-    parser.add_argument(
-        "--size", choices=tuple(SIZES), default="tiny", help="240 and 80 ships, the counts of HOSS, 100,000 chips (tiny)"
-    )
-    parser.add_argument("--train-ships", type=int, metavar="N", help="other than the size's, at its proportions")
-    parser.add_argument("--test-ships", type=int, metavar="N", help="likewise; distractors go with them")
-    parser.add_argument("--difficulty", type=float, default=DIFFICULTY, help=f"0 to 1 ({DIFFICULTY:g}; docs/synthetic.md)")
-    parser.add_argument("--spare-views", type=int, metavar="K", help="SAR views of each optical chip in spare/ (1; large: 0)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other ships (0)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; the files stay the same (all)")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -13,10 +13,45 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.parser import answer_help, config_parser, list_of
+
+TAUS = [0.0, 0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = config_parser(
+        "python -m tools.oracle",
+        "How far perfect pictures would take a network, and how much of that way fusion and common spaces go.",
+        "python -m tools.oracle --config_file configs/hoss_transoss.yml --store logs/samples \\\n"
+        "      TEST.WEIGHT logs/hoss_transoss/best_model_mAP.pth",
+        weights="TEST.WEIGHT",
+    )
+    parser.add_argument("--store", default="", metavar="DIR", help="generated samples of the test images, for the row 'fused'")
+    parser.add_argument("--val-store", default="", metavar="DIR", help="those of the validation ships (DATASETS.VAL_FRACTION)")
+    spare = "spare SAR views, laid out as generated samples ({}; where there is none, chips of the gallery)"
+    parser.add_argument("--spare", type=Path, metavar="DIR", help=spare.format("<ROOT_DIR>/spare/test"))
+    parser.add_argument("--val-spare", type=Path, metavar="DIR", help=spare.format("<ROOT_DIR>/spare/train"))
+    parser.add_argument("--taus", type=list_of(float), default=TAUS, metavar="A,B", help="weights to try (0, 0.02, 0.1 to 1)")
+    parser.add_argument(
+        "--kinds",
+        type=list_of(str),
+        default=["centre", "ridge", "lda", "cca"],
+        metavar="A,B",
+        help="of spaces (centre,ridge,lda,cca)",
+    )
+    parser.add_argument("--metric", default="mAP", choices=("mAP", "R1"), help="whose gap it is (mAP)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 from torch import Tensor
 from torch.nn import functional
 
-from configs.command import Command, config_parser, open_command
+from configs.command import Command, open_command
 from datasets.catalogue import HossData, read_hoss
 from datasets.loaders import build_chip_reading
 from datasets.validation import build_training_data, build_validation_data
@@ -30,7 +65,6 @@ from processor.ranking.results import Outcome
 from processor.ranking.tuning import Trial, choose, choose_on_other_ships, score_features
 from processor.selection import UNKNOWN, selection_of
 from processor.stand_ins import build_mean_drawing, draw_grey, find_spare_views, match_sizes, take_spare_views, write_stand_ins
-from tools.tune import list_of
 from utils.cli import run
 from utils.errors import UsageError
 from utils.files import write_json
@@ -40,7 +74,6 @@ Row = tuple[Tensor, Sequence[int], Tensor | None]
 """Features (I, D) of the images, which of them have pictures, and the features (S, K, D) of these; None for no pictures."""
 
 PLAIN, FUSED, ORACLE = "plain", "fused", "oracle: a spare SAR view"
-TAUS = [0.0, 0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 
 
 def find_views(data: HossData, folder: Path | None) -> tuple[HossData, SampleSet, str]:
@@ -190,27 +223,6 @@ def tell_gap(command: Command) -> dict[str, Any]:
         report[protocol] = report_rows(settle_rows(trials, validating, protocol, args.metric), args.metric)
         print(f"\n{format_rows(report[protocol], protocol, args.metric)}")
     return {**facts, "protocols": report}
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = config_parser(
-        "python -m tools.oracle",
-        "How far perfect pictures would take a network, and how much of that way fusion and common spaces go.",
-        "python -m tools.oracle --config_file configs/hoss_transoss.yml --store logs/samples \\\n"
-        "      TEST.WEIGHT logs/hoss_transoss/best_model_mAP.pth",
-        weights="TEST.WEIGHT",
-    )
-    parser.add_argument("--store", default="", metavar="DIR", help="generated samples of the test images, for the row 'fused'")
-    parser.add_argument("--val-store", default="", metavar="DIR", help="those of the validation ships (DATASETS.VAL_FRACTION)")
-    spare = "spare SAR views, laid out as generated samples ({}; where there is none, chips of the gallery)"
-    parser.add_argument("--spare", type=Path, metavar="DIR", help=spare.format("<ROOT_DIR>/spare/test"))
-    parser.add_argument("--val-spare", type=Path, metavar="DIR", help=spare.format("<ROOT_DIR>/spare/train"))
-    parser.add_argument("--taus", type=list_of(float), default=TAUS, metavar="A,B", help="weights to try (0, 0.02, 0.1 to 1)")
-    parser.add_argument("--kinds", type=list_of(str), default=list(FITS), metavar="A,B", help=f"of spaces ({','.join(FITS)})")
-    parser.add_argument("--metric", default="mAP", choices=tuple(METRICS), help="whose gap it is (mAP)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

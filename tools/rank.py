@@ -10,14 +10,51 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from configs.parser import answer_help, config_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = config_parser(
+        "python -m tools.rank",
+        "Rank pictures without labels: for each query, the gallery pictures that most likely show the same ship.",
+        "python -m tools.rank --weights logs/hoss_transoss/best_model_mAP.pth \\\n"
+        "      --query chips/today --gallery chips/last_week --top-k 10 --output logs/ranking --sheets",
+        weights="TEST.WEIGHT",
+    )
+    modality = {"choices": ("auto", "optical", "sar"), "default": "auto"}
+    parser.add_argument(
+        "--query",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of pictures to look for, searched below, or one picture",
+    )
+    parser.add_argument("--gallery", type=Path, required=True, metavar="DIR", help="the same to look among")
+    parser.add_argument("--query-modality", **modality, help="what took the queries (auto: from the name, else the pixels)")
+    parser.add_argument("--gallery-modality", **modality, help="what took the gallery (auto)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="length of each list; 0 for the whole gallery (0)")
+    parser.add_argument("--output", type=Path, default=Path("ranking"), metavar="DIR", help="folder of the results (ranking)")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without files that cannot be read (exit status 1)")
+    parser.add_argument(
+        "--both-ends", action="store_true", help="ask with each query turned by 180 degrees too; the nearer counts"
+    )
+    parser.add_argument("--upright", action="store_true", help="turn ships that lie askew in their chips upright")
+    parser.add_argument("--sheets", action="store_true", help="draw the best 10 of each list as sheets/<query>.png")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from configs.command import config_parser, open_command
+from configs.command import open_command
 from datasets.chips import ChipReading
-from datasets.folders import MODALITY_CHOICES, count_broken, gather_chips, refuse_broken, warn_of_askew
+from datasets.folders import count_broken, gather_chips, refuse_broken, warn_of_askew
 from datasets.loaders import build_chip_reading
 from datasets.records import Chip, Split
 from processor.common_space import build_common_space
@@ -158,37 +195,6 @@ def write_sheets(folder: Path, lists: Sequence[RankedList], read: ChipReading, n
             with replacing(folder / f"{names[0][ranked.query.path]}.png") as temporary:
                 draw_sheet(ranked, read).save(temporary, format="PNG")
             bar.update()
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = config_parser(
-        "python -m tools.rank",
-        "Rank pictures without labels: for each query, the gallery pictures that most likely show the same ship.",
-        "python -m tools.rank --weights logs/hoss_transoss/best_model_mAP.pth \\\n"
-        "      --query chips/today --gallery chips/last_week --top-k 10 --output logs/ranking --sheets",
-        weights="TEST.WEIGHT",
-    )
-    modality = {"choices": ("auto", *MODALITY_CHOICES), "default": "auto"}
-    parser.add_argument(
-        "--query",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of pictures to look for, searched below, or one picture",
-    )
-    parser.add_argument("--gallery", type=Path, required=True, metavar="DIR", help="the same to look among")
-    parser.add_argument("--query-modality", **modality, help="what took the queries (auto: from the name, else the pixels)")
-    parser.add_argument("--gallery-modality", **modality, help="what took the gallery (auto)")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="length of each list; 0 for the whole gallery (0)")
-    parser.add_argument("--output", type=Path, default=Path("ranking"), metavar="DIR", help="folder of the results (ranking)")
-    parser.add_argument("--skip-bad", action="store_true", help="go on without files that cannot be read (exit status 1)")
-    parser.add_argument(
-        "--both-ends", action="store_true", help="ask with each query turned by 180 degrees too; the nearer counts"
-    )
-    parser.add_argument("--upright", action="store_true", help="turn ships that lie askew in their chips upright")
-    parser.add_argument("--sheets", action="store_true", help="draw the best 10 of each list as sheets/<query>.png")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -13,11 +13,37 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.parser import answer_help, config_parser
+
+BEST_WEIGHTS = {"best": "best_model_mAP.pth", "best_rank1": "best_model_rank1.pth"}
+"""--checkpoint -> file of a run; the published checkpoint of MOS is one of the best R1."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = config_parser(
+        "python -m tools.repeat",
+        "Train and test with several seeds; tell mean, deviation and one interval. Started again, it goes on.",
+        "python -m tools.repeat --config_file configs/hoss_transoss.yml --seeds 0-4 OUTPUT_DIR logs/five",
+    )
+    parser.add_argument("--seeds", default="0-4", metavar="LIST", help="such as 0-4 or 1,5,7 (0-4)")
+    parser.add_argument(
+        "--checkpoint",
+        choices=(*BEST_WEIGHTS, "last"),
+        help="weights to test: best_model_mAP.pth, best_model_rank1.pth (as MOS published), or the last epoch's (best with "
+        "DATASETS.VAL_FRACTION, else last, since the best would be chosen on the test split)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 import numpy as np
 import yaml
 from yacs.config import CfgNode
 
-from configs.command import config_parser, open_command
+from configs.command import open_command
 from configs.loading import get_value
 from datasets.catalogue import read_hoss
 from processor.feature_store import hash_files, hash_text
@@ -42,10 +68,6 @@ OF_TESTS = ("TEST.", "BBDM.", "SOLVER.RESUME", "DATASETS.QUERY_ADD_DIR", "DATASE
 
 OWN = {"SOLVER.SEED": None, "SOLVER.RESUME": "", "TEST.WEIGHT": ""}
 """Keys that every seed has of its own -> what the configuration of all seeds must hold; None: anything."""
-
-
-BEST_WEIGHTS = {"best": "best_model_mAP.pth", "best_rank1": "best_model_rank1.pth"}
-"""--checkpoint -> file of a run; the published checkpoint of MOS is one of the best R1."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -249,23 +271,6 @@ def describe(cfg, seeds: Sequence[int], results: Sequence[Results]) -> dict[str,
         "environment": results[0].environment,
         "config": cfg.dump(),
     }
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = config_parser(
-        "python -m tools.repeat",
-        "Train and test with several seeds; tell mean, deviation and one interval. Started again, it goes on.",
-        "python -m tools.repeat --config_file configs/hoss_transoss.yml --seeds 0-4 OUTPUT_DIR logs/five",
-    )
-    parser.add_argument("--seeds", default="0-4", metavar="LIST", help="such as 0-4 or 1,5,7 (0-4)")
-    parser.add_argument(
-        "--checkpoint",
-        choices=(*BEST_WEIGHTS, "last"),
-        help="weights to test: best_model_mAP.pth, best_model_rank1.pth (as MOS published), or the last epoch's (best with "
-        "DATASETS.VAL_FRACTION, else last, since the best would be chosen on the test split)",
-    )
-    return parser
 
 
 def refuse_own_keys(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -4,9 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from processor.report.page import PAGE_QUERIES, report_path, write_report
-from utils.cli import run
-from utils.log import setup_logging
+from configs.parser import answer_help
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,8 +22,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FILE", help="the page (report.html in the folder of the first run)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that holds HOSS/, if it has moved since the test")
     parser.add_argument("--attention", type=int, default=40, metavar="N", help="queries to show attention of, 0: none (40)")
-    parser.add_argument("--page-queries", type=int, default=PAGE_QUERIES, metavar="N", help="queries of a page (500)")
+    parser.add_argument("--page-queries", type=int, default=500, metavar="N", help="queries of a page (500)")
     return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
+from processor.report.page import report_path, write_report
+from utils.cli import run
+from utils.log import setup_logging
 
 
 def main(arguments: Sequence[str]) -> None:

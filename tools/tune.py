@@ -12,17 +12,56 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from configs.parser import answer_help, config_parser, list_of
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = config_parser(
+        "python -m tools.tune",
+        "Choose a common space, tau, K and sampling steps of fusion, and the parameters of re-ranking, with one extraction.",
+        "python -m tools.tune --weights logs/hoss_transoss/best_model_mAP.pth --store logs/samples_50 \\\n"
+        "      --store logs/samples_200 --rerank",
+        weights="TEST.WEIGHT",
+    )
+    parser.add_argument("--store", action="append", default=[], metavar="DIR", help="generated samples; may be given again")
+    taus = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
+    parser.add_argument("--taus", type=list_of(float), default=taus, metavar="A,B", help="weights to try (0.005 to 0.2)")
+    parser.add_argument("--samples", type=list_of(int), default=[], metavar="A,B", help="values of K to try (1, half, all)")
+    parser.add_argument("--space", action="store_true", help="also try common spaces")
+    parser.add_argument(
+        "--kinds",
+        type=list_of(str),
+        default=["centre", "ridge", "lda", "cca"],
+        metavar="A,B",
+        help="of spaces (centre,ridge,lda,cca)",
+    )
+    shares, counts = [0.01, 0.03, 0.1, 0.3], [16, 32, 64]
+    parser.add_argument("--shrinkages", type=list_of(float), default=shares, metavar="A,B", help="of spaces (0.01 to 0.3)")
+    parser.add_argument("--dimensions", type=list_of(int), default=counts, metavar="A,B", help="of spaces (16,32,64)")
+    parser.add_argument("--rerank", action="store_true", help="also try re-ranking")
+    parser.add_argument("--k1", type=list_of(int), default=[10, 20, 50], metavar="A,B", help="of re-ranking (10,20,50)")
+    parser.add_argument("--k2", type=list_of(int), default=[1, 6, 15], metavar="A,B", help="of re-ranking (1,6,15)")
+    parser.add_argument("--lambdas", type=list_of(float), default=[0.3, 0.6], metavar="A,B", help="of re-ranking (0.3,0.6)")
+    parser.add_argument("--protocol", default="ALL", metavar="NAME", help="whose figure decides (ALL)")
+    parser.add_argument("--metric", default="mAP", choices=("mAP", "R1"), help="which figure decides (mAP)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(build_parser)
+
 from torch import Tensor
 from torch.nn import functional
 
-from configs.command import Command, config_parser, open_command
+from configs.command import Command, open_command
 from datasets.catalogue import HossData, read_hoss
 from datasets.records import Modality
 from datasets.validation import build_validation_data
 from processor.common_space import FITS, CommonSpace, build_common_space, build_space_chips, fit_chips
 from processor.extraction import Extractor, build_extractor
 from processor.fusion import SampleSet, find_samples
-from processor.ranking.comparison import METRICS
 from processor.ranking.evaluation import Ranking, build_ranking, counting_line, rank_protocol, score_protocol, tell_doubts
 from processor.ranking.intervals import PAIRED_METHOD
 from processor.ranking.tuning import (
@@ -214,44 +253,6 @@ def _score_aloud(data: HossData, features: Tensor, ranking: Ranking) -> dict[str
 
 def _keys(settings: Sequence[dict[str, Any]]) -> str:
     return " ".join(f"{key} {value}" for choice in settings for key, value in choice.items())
-
-
-def list_of(kind: type) -> Any:
-    """A parser of comma-separated values."""
-
-    def parse(text: str) -> list:
-        return [kind(part) for part in text.split(",")]
-
-    parse.__name__ = f"list of {kind.__name__}"
-    return parse
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = config_parser(
-        "python -m tools.tune",
-        "Choose a common space, tau, K and sampling steps of fusion, and the parameters of re-ranking, with one extraction.",
-        "python -m tools.tune --weights logs/hoss_transoss/best_model_mAP.pth --store logs/samples_50 \\\n"
-        "      --store logs/samples_200 --rerank",
-        weights="TEST.WEIGHT",
-    )
-    parser.add_argument("--store", action="append", default=[], metavar="DIR", help="generated samples; may be given again")
-    taus = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
-    parser.add_argument("--taus", type=list_of(float), default=taus, metavar="A,B", help="weights to try (0.005 to 0.2)")
-    parser.add_argument("--samples", type=list_of(int), default=[], metavar="A,B", help="values of K to try (1, half, all)")
-    parser.add_argument("--space", action="store_true", help="also try common spaces")
-    parser.add_argument("--kinds", type=list_of(str), default=list(FITS), metavar="A,B", help=f"of spaces ({','.join(FITS)})")
-    shares, counts = [0.01, 0.03, 0.1, 0.3], [16, 32, 64]
-    parser.add_argument("--shrinkages", type=list_of(float), default=shares, metavar="A,B", help="of spaces (0.01 to 0.3)")
-    parser.add_argument("--dimensions", type=list_of(int), default=counts, metavar="A,B", help="of spaces (16,32,64)")
-    parser.add_argument("--rerank", action="store_true", help="also try re-ranking")
-    parser.add_argument("--k1", type=list_of(int), default=[10, 20, 50], metavar="A,B", help="of re-ranking (10,20,50)")
-    parser.add_argument("--k2", type=list_of(int), default=[1, 6, 15], metavar="A,B", help="of re-ranking (1,6,15)")
-    parser.add_argument("--lambdas", type=list_of(float), default=[0.3, 0.6], metavar="A,B", help="of re-ranking (0.3,0.6)")
-    parser.add_argument("--protocol", default="ALL", metavar="NAME", help="whose figure decides (ALL)")
-    parser.add_argument("--metric", default="mAP", choices=tuple(METRICS), help="which figure decides (mAP)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:
