@@ -9,9 +9,9 @@ RUN := $(VENV)/bin/python
 
 setup: $(VENV)/.complete
 
-$(VENV)/.complete: requirements.txt
+$(VENV)/.complete: requirements.txt requirements-search.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.txt
+	$(RUN) -m pip install --disable-pip-version-check --quiet --requirement requirements.txt --requirement requirements-search.txt
 	touch $@
 
 demo: setup

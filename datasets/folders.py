@@ -1,6 +1,7 @@
 """Pictures of folders without labels: which there are, what took them, and which cannot be read."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,10 +48,23 @@ def gather_chips(path: Path, split: Split, modality: str, read: ChipReading, *, 
     Raises:
         DataError: no such path, or no picture there.
     """
-    pictures = find_pictures(path)
     root = path if path.is_dir() else path.parent
+    return read_pictures(find_pictures(path), root, split, modality, read, upright=upright, visible=True)
+
+
+def read_pictures(
+    pictures: Sequence[Path],
+    root: Path,
+    split: Split,
+    modality: str,
+    read: ChipReading,
+    *,
+    upright: bool = False,
+    visible: bool = False,
+) -> Gathered:
+    """The same of given pictures, which are named by their paths below `root`; `visible`: with a progress bar."""
     chips, broken, askew = [], {}, {}
-    with progress(len(pictures), f"reading {path.name}", unit="chip") as bar:
+    with progress(len(pictures), f"reading {root.name}", unit="chip", visible=visible) as bar:
         for picture in pictures:
             try:
                 known = MODALITY_CHOICES.get(modality)

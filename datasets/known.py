@@ -15,8 +15,10 @@ from utils.errors import DataError, some
 from utils.reading import read_text
 from utils.tables import read_cell
 
-DETAILS = ("time", "longitude", "latitude")
+DETAILS = ("time", "longitude", "latitude", "sensor")
 """Columns of `chips.csv` (`tools.cut_chips`) and of a table of known ships that are shown beside a chip."""
+
+SHIP_COLUMNS = ("ship_id", "ship")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def read_sightings(
 ) -> tuple[list[Sighting], Gathered]:
     """The chips of a folder, searched below, of one file, or of a CSV (see `read_table`), with their details.
 
-    Of a folder, the ship is not looked for: see `name_ships`.
+    Of a folder, the ship is what a `chips.csv` says, if there is one; see `name_ships` for the others.
 
     Returns:
         The chips, and the files that were skipped.
@@ -53,22 +55,32 @@ def read_sightings(
         table = read_table(path, path.parent, skip_bad=skip_bad)
         details = read_details(path)
         sightings = [
-            Sighting(
-                replace(chip, split=split), table.ids[chip.path], table.ships[chip.path], details.get(table.ids[chip.path], {})
-            )
-            for chip in table.chips
+            replace(with_facts(Sighting(replace(chip, split=split), name), details.get(name, {})), ship=table.ships[chip.path])
+            for chip, name in ((chip, table.ids[chip.path]) for chip in table.chips)
         ]
         broken = {Path(f"{path}, {number}"): fault for number, fault in enumerate(table.skipped)}
         return sightings, Gathered(table.chips, table.ids, broken)
     gathered = gather_chips(path, split, modality, read)
     refuse_broken(gathered, skip=skip_bad)
+    details = find_details(path)
+    told = ((chip, details.get(chip.path, {})) for chip in gathered.chips)
+    return [with_facts(Sighting(chip, gathered.names[chip.path]), facts) for chip, facts in told], gathered
+
+
+def with_facts(sighting: Sighting, facts: Mapping[str, str]) -> Sighting:
+    """A chip of a folder with what tables tell of it (`find_details`)."""
+    details = {name: value for name, value in facts.items() if name in DETAILS}
+    return replace(sighting, ship=facts.get("ship", ""), details=details)
+
+
+def find_details(path: Path) -> dict[Path, dict[str, str]]:
+    """Chip -> what the tables `chips.csv` of a folder and of those below it tell of it: `ship` and those of `DETAILS`."""
     tables = sorted(path.rglob("chips.csv")) if path.is_dir() else []
-    details = {table.parent / name: told for table in tables for name, told in read_details(table).items()}
-    return [Sighting(chip, gathered.names[chip.path], "", details.get(chip.path, {})) for chip in gathered.chips], gathered
+    return {table.parent / name: told for table in tables for name, told in read_details(table).items()}
 
 
 def read_details(table: Path) -> dict[str, dict[str, str]]:
-    """Name of a chip in a CSV (column chip, path or image_id) -> those of `DETAILS` that the CSV has."""
+    """Name of a chip in a CSV (column chip, path or image_id) -> its `ship` and those of `DETAILS` that the CSV has."""
     try:
         text = read_text(table, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -79,6 +91,8 @@ def read_details(table: Path) -> dict[str, dict[str, str]]:
         cells = {(name or "").strip().lower(): read_cell(cell.strip()) for name, cell in row.items() if isinstance(cell, str)}
         name = next((cells[column] for column in ("image_id", "chip", "path") if cells.get(column)), "")
         found[name] = {column: cells[column] for column in DETAILS if cells.get(column)}
+        if ship := next((cells[column] for column in SHIP_COLUMNS if cells.get(column)), ""):
+            found[name]["ship"] = ship
     return found
 
 

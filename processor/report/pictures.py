@@ -25,13 +25,23 @@ CELL = (96, 120)
 """Largest width and height of a picture on a page, in pixels."""
 
 
-def picture_uri(picture: Image.Image, limit: tuple[int, int] = CELL) -> str:
-    """A picture as a JPEG that a page holds, made no larger than `limit` (width, height)."""
+def thumbnail(picture: Image.Image, limit: tuple[int, int] = CELL) -> bytes:
+    """A picture as a JPEG, made no larger than `limit` (width, height)."""
     scale = min(1.0, *(most / side for most, side in zip(limit, picture.size)))
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     stream = io.BytesIO()
     picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(stream, "JPEG", quality=72, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return stream.getvalue()
+
+
+def jpeg_uri(jpeg: bytes) -> str:
+    """A JPEG as the address of a picture that the page itself holds."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def picture_uri(picture: Image.Image, limit: tuple[int, int] = CELL) -> str:
+    """A picture as `jpeg_uri` of its thumbnail."""
+    return jpeg_uri(thumbnail(picture, limit))
 
 
 def chip_uris(chips: Mapping[str, Chip], read: ChipReading) -> dict[str, str]:
