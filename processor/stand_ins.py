@@ -22,7 +22,9 @@ from utils.errors import DataError
 
 
 def find_spare_views(folder: Path, data: HossData) -> SampleSet:
-    """The first spare SAR view of every optical image of `data.images`, from a folder in the layout of generated samples.
+    """The K spare SAR views of every optical image of `data.images`, from a folder in the layout of generated samples.
+
+    Their size triples are those of their own files: a real SAR chip is cut as large as its ship looks.
 
     Args:
         folder: such as `spare/test` of `tools.make_dataset --spare-views`; it may hold views of training chips too.
@@ -31,11 +33,11 @@ def find_spare_views(folder: Path, data: HossData) -> SampleSet:
     Raises:
         DataError: a missing, extra or duplicate view.
     """
-    found = find_samples([*data.images, *data.train], query_dir=str(folder), gallery_dir=str(folder))
+    found = find_samples([*data.images, *data.train], query_dir=str(folder), gallery_dir=str(folder), measured=True)
     count = len(data.images)
     sources = tuple(index for index in found.sources if index < count)
-    chips = tuple(chips[:1] for chips, index in zip(found.chips, found.sources) if index < count)
-    return SampleSet(found.images[:count], sources, chips, 1)
+    chips = tuple(chips for chips, index in zip(found.chips, found.sources) if index < count)
+    return SampleSet(found.images[:count], sources, chips, found.per_image)
 
 
 def take_spare_views(data: HossData) -> tuple[HossData, SampleSet]:

@@ -30,7 +30,7 @@ ANGLES = (0, 35, 90, 140)
 def chip_of(number: int, modality: Modality) -> np.ndarray:
     """A procedural ship, bow up."""
     view = View(Chip(Path(f"{number}.tif"), number, modality, Split.GALLERY), number, scene=1, camera=1)
-    return World(seed=5, difficulty=0.0).draw(view)
+    return World(seed=5, difficulty=0.0, scenes=8).draw(view)
 
 
 def draw_scene(path: Path, modality: Modality, pixel: float, crs: str | None = "EPSG:32650", **profile) -> list[np.ndarray]:

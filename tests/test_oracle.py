@@ -115,7 +115,8 @@ def test_spare_views_of_a_folder_are_those_of_the_images_alone(tmp_path):
     assert len(found.images) == len(data.images)
     assert [data.images[index] for index in found.sources] == optical[: len(optical) - 4]
     for index, chips in zip(found.sources, found.chips, strict=True):
-        assert [chip.path.name for chip in chips] == [f"{data.images[index].path.stem}_0.png"]
+        assert [chip.path.name for chip in chips] == [f"{data.images[index].path.stem}_{k}.png" for k in range(2)]
+        assert all(chip.measured for chip in chips)
 
 
 # What stands in for a picture

@@ -16,8 +16,9 @@ from datasets.catalogue import read_hoss
 from datasets.curation.faults import MAIN_SPLITS
 from datasets.records import DISTRACTOR, Modality, Split
 from datasets.sar import render_percentile
+from datasets.ships import world as world_module
 from datasets.ships.appearance import pixel_features
-from datasets.ships.counts import CAMERAS, SIZES, Fleet, plan_views
+from datasets.ships.counts import CAMERAS, SIZES, Fleet, cameras_of, plan_views
 from datasets.ships.designs import FAMILY, KINDS_OF_SHIP, draw_ship, load_ship
 from datasets.ships.optical import OPTICAL_PIXEL, render_optical
 from datasets.ships.plans import PLAN_PIXEL, draw_plan, is_lit, lean_over, turn_plan
@@ -389,7 +390,7 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(made, t
 
 
 def test_a_chip_does_not_depend_on_what_was_drawn_before():
-    views, world = list(plan_views(SIZES["tiny"].scaled(2, 1), 0)), World(0, 1.0)
+    views, world = list(plan_views(SIZES["tiny"].scaled(2, 1), 0)), World(0, 1.0, 8)
     first = [world.draw(view) for view in views]
     for view, chip in reversed(list(zip(views, first))):
         np.testing.assert_array_equal(world.draw(view), chip)
@@ -414,9 +415,33 @@ def test_every_optical_chip_has_a_spare_view_that_is_ranked_nowhere(made):
     optical = [chip for chip in data.images if chip.modality is Modality.OPTICAL]
     assert [samples.images[index].path for index in samples.sources] == [chip.path for chip in optical]
     training = [chip for chip in data.train if chip.modality is Modality.OPTICAL]
-    assert len(list((made / "spare" / "train").iterdir())) == len(training)
+    assert len(list((made / "spare" / "train").iterdir())) == 2 * len(training)
+    assert all(len(chips) == 2 for chips in samples.chips)
     picture = np.asarray(Image.open(next((made / "spare" / "test").iterdir())))
     assert picture.dtype == np.uint8 and picture.ndim == 2 and picture.max() == 255
+
+
+def test_a_spare_view_has_another_pass_of_its_scene_and_the_next_one_of_another_scene(monkeypatch):
+    seen, drawn = [], world_module.draw_radar_pass
+    monkeypatch.setattr(
+        world_module, "draw_radar_pass", lambda *by, variety: seen.append(drawn(*by, variety=variety)) or seen[-1]
+    )
+    world, passes, others = World(0, 1.0, 3), {}, set()
+    views = list(plan_views(replace(SIZES["tiny"].scaled(12, 6), scenes=3), 0))
+    radar = next(view for view in views if view.chip.modality is Modality.SAR)
+    for scene in (1, 2, 3):
+        for camera in cameras_of(scene, Modality.SAR):
+            world.draw(replace(radar, scene=scene, camera=camera))
+            passes.setdefault(scene, set()).add(seen.pop())
+    for view in [view for view in views if view.chip.modality is Modality.OPTICAL]:
+        world.draw_spare(view, 0)
+        assert not any(seen[-1] in known for known in passes.values())
+        assert {seen[-1].gain} == {own.gain for own in passes[view.scene]}  # of the scene
+        world.draw_spare(view, 1)
+        own = {scene for scene, known in passes.items() if seen[-1] in known}
+        assert own and view.scene not in own
+        others |= own
+    assert others == {1, 2, 3}
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from configs.parser import answer_help
 
-DIFFICULTY = 0.4
+DIFFICULTY = 0.35
 """The default difficulty; docs/synthetic.md tells what a baseline reaches at it."""
 
 
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train-ships", type=int, metavar="N", help="other than the size's, at its proportions")
     parser.add_argument("--test-ships", type=int, metavar="N", help="likewise; distractors go with them")
     parser.add_argument("--difficulty", type=float, default=DIFFICULTY, help=f"0 to 1 ({DIFFICULTY:g}; docs/synthetic.md)")
-    parser.add_argument("--spare-views", type=int, metavar="K", help="SAR views of each optical chip in spare/ (1; large: 0)")
+    parser.add_argument("--spare-views", type=int, metavar="K", help="SAR views of each optical chip in spare/ (2; large: 0)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other ships (0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; the files stay the same (all)")
     return parser
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str]) -> None:
     size = SIZES[args.size].scaled(args.train_ships, args.test_ships)
     views = list(plan_views(size, args.seed))
     spare_views = size.spare_views if args.spare_views is None else args.spare_views
-    world = World(args.seed, args.difficulty)
+    world = World(args.seed, args.difficulty, size.scenes)
     write_dataset(args.output.absolute(), views, world, spare_views=spare_views, workers=args.workers)
     ships = size.train.ships + size.test.ships
     print(f"{len(views)} chips of {ships} ships and {sum(size.distractors)} distractors in {args.output}")

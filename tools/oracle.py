@@ -73,7 +73,7 @@ from utils.log import progress, table
 Row = tuple[Tensor, Sequence[int], Tensor | None]
 """Features (I, D) of the images, which of them have pictures, and the features (S, K, D) of these; None for no pictures."""
 
-PLAIN, FUSED, ORACLE = "plain", "fused", "oracle: a spare SAR view"
+PLAIN, FUSED, ORACLE, OTHER_RADAR = "plain", "fused", "oracle: a spare SAR view", "oracle: a view by another radar"
 
 
 def find_views(data: HossData, folder: Path | None) -> tuple[HossData, SampleSet, str]:
@@ -108,8 +108,10 @@ def build_rows(cfg, extractor: Extractor, data: HossData, spare: SampleSet, stor
         if store:
             _, sources, generated = rows[FUSED]
             rows[f"common space: {kind}, fused"] = (mapped, sources, space.map_samples(generated))
-    rows[ORACLE] = (features, spare.sources, views)
-    rows["another ship of that size"] = (features, spare.sources, views[match_sizes(spare)])
+    rows[ORACLE] = (features, spare.sources, views[:, :1])
+    if spare.per_image > 1:
+        rows[OTHER_RADAR] = (features, spare.sources, views[:, 1:2])
+    rows["another ship of that size"] = (features, spare.sources, views[match_sizes(spare), :1])
     drawings = {
         "the optical picture in grey": draw_grey,
         "the mean SAR picture": build_mean_drawing(training, build_chip_reading(cfg), tuple(cfg.INPUT.SIZE_TEST)),

@@ -14,13 +14,13 @@ from numpy.random import Generator
 from datasets.catalogue import FOLDERS, KINDS
 from datasets.records import DISTRACTOR, Chip, Modality, Split
 
-CAMERAS = 6
+CAMERAS = 8
 """Passes over a scene, optical and SAR in turn; the first is optical in odd scenes and SAR in even ones."""
 
-VISIT = 3
+VISIT = 4
 """Most chips of a ship by one sensor in one scene; what is more comes from further visits."""
 
-RETURNS = 0.25
+RETURNS = 0.15
 """Share of the ships with two chips or more by a sensor that come twice although one visit would hold all."""
 
 
@@ -68,7 +68,7 @@ class WorldSize:
     test: Fleet
     distractors: tuple[int, int]
     scenes: int
-    spare_views: int = 1
+    spare_views: int = 2
 
     def scaled(self, train_ships: int | None, test_ships: int | None) -> "WorldSize":
         """With other numbers of ships; distractors go with the test ships."""
@@ -125,7 +125,7 @@ def plan_views(size: WorldSize, seed: int) -> Iterator[View]:
     for number, modality in enumerate(sensors, start=first):
         scene = int(rng.integers(1, size.scenes + 1))
         path = Path(FOLDERS[Split.GALLERY], f"{DISTRACTOR}_{number:04d}_{KINDS[modality]}.tif")
-        yield View(Chip(path, DISTRACTOR, modality, Split.GALLERY), number, scene, _cameras(scene, modality)[0])
+        yield View(Chip(path, DISTRACTOR, modality, Split.GALLERY), number, scene, cameras_of(scene, modality)[0])
 
 
 def _share_chips(fleet: Fleet, *, least: int, alone: int, rng: Generator) -> list[tuple[int, int]]:
@@ -150,7 +150,7 @@ def _share_chips(fleet: Fleet, *, least: int, alone: int, rng: Generator) -> lis
     return [(int(optical), int(sar)) for optical, sar in rng.permutation(counts)]
 
 
-def _cameras(scene: int, modality: Modality) -> list[int]:
+def cameras_of(scene: int, modality: Modality) -> list[int]:
     """The cameras of a scene that have this sensor, in the order of their passes."""
     return [camera for camera in range(1, CAMERAS + 1) if (camera + scene) % 2 == modality]
 
@@ -164,7 +164,7 @@ def _views_of_ship(ship: int, optical: int, sar: int, is_test: bool, scenes: int
     for modality, count in ((Modality.OPTICAL, optical), (Modality.SAR, sar)):
         for place in range(count):
             scene = int(visits[place // each])
-            camera = _cameras(scene, modality)[place % each]
+            camera = cameras_of(scene, modality)[place % each]
             split = Split.TRAIN if not is_test else Split.QUERY if place < queries else Split.GALLERY
             path = Path(FOLDERS[split], f"{ship:04d}_s{scene:02d}c{camera}_{KINDS[modality]}.tif")
             yield View(Chip(path, ship, modality, split), ship, scene, camera)

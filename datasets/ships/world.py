@@ -7,7 +7,7 @@ from numpy.random import Generator
 
 from datasets.records import Modality
 from datasets.sar import render_percentile
-from datasets.ships.counts import View
+from datasets.ships.counts import CAMERAS, View, cameras_of
 from datasets.ships.designs import Ship, draw_ship, load_ship
 from datasets.ships.optical import render_optical
 from datasets.ships.radar import render_sar
@@ -26,10 +26,12 @@ class World:
             the squared relative spread of a corner's radar echo from pass to pass (at most 1), the share of sisters (0.5), the
             annotator's error (that of HOSS), and the variety of passes and berths (any side of the radar, any heading,
             satellites up to 26 degrees off the vertical, bows above or below alike).
+        scenes: roadsteads on a day, 2 or more; spare views have passes of all of them.
     """
 
     seed: int
     difficulty: float
+    scenes: int
 
     def _rng(self, *words: int) -> Generator:
         return np.random.default_rng([self.seed, *words])
@@ -49,9 +51,19 @@ class World:
         return self._sar(ship, draw_radar_pass(*passing, variety=self.difficulty), view, rng)
 
     def draw_spare(self, view: View, k: int) -> np.ndarray:
-        """Spare SAR view `k` of an optical view: the same visit in a pass of its own, as a picture (H, W, 3) uint8."""
+        """Spare SAR view `k` of an optical view, as a picture (H, W, 3) uint8; none is of a pass that chips of the scene have.
+
+        Even k: the same visit in one more pass over the scene, much like the others, as HOSS's own chips of a ship are. It
+        tells what could be gained at most. Odd k: the same visit in a pass of another scene: as good a picture of the ship,
+        by another radar, from another side; a generator that does not know the radar can do no better.
+        """
         ship, rng = self.ship(view.number, view.scene), self._rng(_SPARE, view.number, view.scene, view.camera, k)
-        return render_percentile(self._sar(ship, draw_radar_pass(rng, rng, variety=self.difficulty), view, rng))
+        scene, camera = view.scene, CAMERAS + 1 + k
+        if k % 2:
+            scene = 1 + (view.scene - 1 + int(rng.integers(1, self.scenes))) % self.scenes
+            camera = int(rng.choice(cameras_of(scene, Modality.SAR)))
+        passing = self._rng(_SCENE, scene), self._rng(_CAMERA, scene, camera)
+        return render_percentile(self._sar(ship, draw_radar_pass(*passing, variety=self.difficulty), view, rng))
 
     def _berth(self, view: View) -> Berth:
         of_scene, of_ship = self._rng(_BERTH, view.scene), self._rng(_BERTH, view.scene, view.number)
