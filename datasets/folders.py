@@ -54,7 +54,7 @@ def gather_chips(path: Path, split: Split, modality: str, read: ChipReading, *, 
 
 def read_pictures(
     pictures: Sequence[Path],
-    root: Path,
+    root: Path | None,
     split: Split,
     modality: str,
     read: ChipReading,
@@ -62,9 +62,9 @@ def read_pictures(
     upright: bool = False,
     visible: bool = False,
 ) -> Gathered:
-    """The same of given pictures, which are named by their paths below `root`; `visible`: with a progress bar."""
+    """The same of given pictures, named by their paths below `root`, or by their files; `visible`: with a progress bar."""
     chips, broken, askew = [], {}, {}
-    with progress(len(pictures), f"reading {root.name}", unit="chip", visible=visible) as bar:
+    with progress(len(pictures), f"reading {root.name if root else 'chips'}", unit="chip", visible=visible) as bar:
         for picture in pictures:
             try:
                 known = MODALITY_CHOICES.get(modality)
@@ -76,7 +76,8 @@ def read_pictures(
             except DataError as error:
                 broken[picture] = str(error)
             bar.update()
-    return Gathered(tuple(chips), {chip.path: chip.path.relative_to(root).as_posix() for chip in chips}, broken, askew)
+    names = {chip.path: chip.path.relative_to(root).as_posix() if root else chip.path.name for chip in chips}
+    return Gathered(tuple(chips), names, broken, askew)
 
 
 def warn_of_askew(gathered: Gathered, *, upright: bool) -> None:

@@ -53,10 +53,9 @@ def find_nearest(distances: NDArray[np.floating], ships: NDArray[np.int64], coun
         count: of ships, S.
     """
     nearest = np.full((len(distances), count), np.inf)
-    for ship in range(count):
-        own = ships == ship
-        if own.any():
-            nearest[:, ship] = distances[:, own].min(axis=1)
+    places = np.argsort(ships, kind="stable")
+    starts = np.flatnonzero(np.diff(ships[places], prepend=-1))
+    nearest[:, ships[places[starts]]] = np.minimum.reduceat(distances[:, places], starts, axis=1)
     order = np.argsort(nearest, axis=1, kind="stable")[:, :2]
     best = np.take_along_axis(nearest, order, axis=1)
     second = best[:, 1] if count > 1 else np.full(len(distances), np.inf)

@@ -2,6 +2,8 @@
 
 import csv
 import importlib.util
+import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from configs import load_cfg
 from datasets.records import Modality
 from model.build import build_model
 from processor.chip_index import ChipIndex, Conditions, IndexedChip, is_index, read_time, write_time
-from tests.test_identify import write_ship
+from tests.test_identify import ask, world, write_ship  # noqa: F401 - a fixture
 from tests.test_rank import SETTINGS
 from tools import index as command
 from tools import search
@@ -286,6 +288,34 @@ def test_a_csv_of_chips_is_indexed(archive, tmp_path, capsys):
     assert {(chip.ship, chip.sensor, write_time(chip.time)) for chip in found} == {
         (f"S{n}", "TSX", f"2026-02-0{n}T00:00:00Z") for n in range(1, 4)
     }
+
+
+def test_ships_of_an_index_are_known(world, tmp_path):  # noqa: F811
+    """The answers are those among the files that it was made from, and its pictures are there when the files are gone."""
+    rows = ask(world, tmp_path / "files", "--false-alarms", "0.3")
+    known = tmp_path / "known"
+    shutil.copytree(world / "known", known)
+    arguments = ["--weights", str(world / "w.pth"), "--chips", str(known), "--index", str(tmp_path / "index")]
+    command.main([*arguments, "--known", *SETTINGS])
+    shutil.rmtree(known)
+    again = ask(world, tmp_path / "out", "--false-alarms", "0.3", known=tmp_path / "index")
+    assert [{**row, "best": sorted(row["best"].split(" | "))} for row in again] == [
+        {**row, "best": sorted(row["best"].split(" | "))} for row in rows
+    ]
+    page = (tmp_path / "out" / "answers.html").read_text()
+    assert page.count("data:image/jpeg") == (tmp_path / "files" / "answers.html").read_text().count("data:image/jpeg")
+    shutil.copytree(world / "known", known)
+    ask(world, tmp_path / "self", known=tmp_path / "index", query=known)
+    told = json.loads((tmp_path / "self" / "answers.json").read_text())
+    assert len(told) == 24 and all(row["query"] not in row["best"] for row in told)
+    confirmed = tmp_path / "confirmed.csv"
+    stranger = next(row for row in rows if row["query"].startswith("0901"))
+    confirmed.write_text(f'query,path,ship,decision\nx,"{stranger["path"]}",new ship,accept\n')
+    more = ask(world, tmp_path / "more", "--confirmed", confirmed, known=tmp_path / "index")
+    assert len(more) == 14
+    command.main([*arguments[:2], "--chips", str(world / "query"), "--index", str(tmp_path / "unnamed"), *SETTINGS])
+    with pytest.raises(DataError, match="unnamed knows no ship; name ships by"):
+        ask(world, tmp_path / "out", known=tmp_path / "unnamed")
 
 
 def test_without_lancedb_a_sentence_says_what_to_install(archive, tmp_path, monkeypatch):

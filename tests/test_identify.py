@@ -216,6 +216,19 @@ def test_a_folder_asked_about_itself_leaves_each_files_copy_out(world, tmp_path,
     assert all(row["query"] not in row["best"] for row in rows)
 
 
+def test_known_ships_of_a_table(world, tmp_path):
+    """A CSV names ship, time and place of chips that lie anywhere."""
+    lines = ["path,ship_id,time,longitude,latitude,sensor"]
+    for ship in (101, 102, 103):
+        lines += [f"known/ship {ship}/{ship:04d}_v{v}_SAR.png,Vessel {ship},2026-03-0{v + 1},4.5,52.1,TSX" for v in (0, 1)]
+    (world / "known.csv").write_text("\n".join([*lines, "known/ship 104/0104_v0_SAR.png,,,,,"]))
+    rows = ask(world, tmp_path / "out", known="known.csv")
+    assert {row["ship"] for row in rows} <= {"Vessel 101", "Vessel 102", "Vessel 103"}
+    assert [row["ship"] for row in rows if row["query"] == "day/0102_v5_SAR.png"] == ["Vessel 102"]
+    page = (tmp_path / "out" / "answers.html").read_text()
+    assert "sar, TSX, 2026-03-01" in page and "mlat=52.1&amp;mlon=4.5" in page
+
+
 def test_times_and_places_are_shown(world, tmp_path):
     for ship in (101, 102):
         path = write_ship(tmp_path / "known" / str(ship), ship, 0, "SAR")

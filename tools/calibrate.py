@@ -17,10 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = config_parser(
         "python -m tools.calibrate",
         "Calibrate the probabilities of tools.identify on ships that the network was not trained on.",
-        "python -m tools.calibrate --config_file configs/hoss_transoss.yml --weights best_model_mAP.pth \\\n"
-        "      --data data/mine/validation",
+        "python -m tools.calibrate --weights logs/mine/best_model_mAP.pth --data data/mine/validation",
+        weights="TEST.WEIGHT",
     )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint")
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="folder that holds HOSS/; its test images are used"
     )
@@ -147,11 +146,11 @@ def write_page(path: Path, tested: Tried, calibration: Calibration, rows: Sequen
 
 def main(arguments: Sequence[str]) -> None:
     """Parse `arguments`, calibrate and write."""
-    with open_command(build_parser(), arguments) as command:
+    with open_command(build_parser(), arguments, needs={"TEST.WEIGHT": "the checkpoint, as --weights FILE"}) as command:
         args, cfg, device = command.args, command.cfg, command.device
         chips = [chip for chip in read_hoss(args.data, train=False).images if chip.ship != DISTRACTOR]
         halves = split_ships(chips, cfg.SOLVER.SEED)
-        extractor = build_extractor(cfg, device, weights=args.weights)
+        extractor = build_extractor(cfg, device, weights=cfg.TEST.WEIGHT)
         features = functional.normalize(extractor.features(chips, description="features"))
         ships, modalities = (np.array([getattr(chip, name) for chip in chips], np.int64) for name in ("ship", "modality"))
         (near, own), (far, others) = ((squared_distances(features[h], features[h]).numpy(), h) for h in halves)
@@ -161,7 +160,7 @@ def main(arguments: Sequence[str]) -> None:
         options = {"rounds": TEST_ROUNDS, "seed": cfg.SOLVER.SEED + 3}
         tested = try_answers(far, ships[others], modalities[others], calibration.directions, calibration.sensors, **options)
         rows = list(figures_of(tested))
-        path = calibration_path(args.weights)
+        path = calibration_path(cfg.TEST.WEIGHT)
         write_json(path, calibration.as_json() | {"figures": [dict(zip(COLUMNS, map(str, row))) for row in rows]})
         write_page(path.with_suffix(".html"), tested, calibration, rows)
         print(table(COLUMNS, rows))

@@ -6,7 +6,7 @@ by `--confirmed`.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = config_parser(
         "python -m tools.identify",
         "Which ship is this? The known ship that each query shows, how sure that is, and whether it is any of them.",
-        "python -m tools.identify --config_file configs/hoss_transoss.yml --weights best_model_mAP.pth \\\n"
-        "      --known chips/ships --query chips/today --false-alarms 0.05 --output logs/answers",
+        "python -m tools.identify --weights logs/mine/best_model_mAP.pth --known chips/ships --query chips/today \\\n"
+        "      --false-alarms 0.05 --output logs/answers",
+        weights="TEST.WEIGHT",
     )
     modality = {"choices": ("auto", "optical", "sar"), "default": "auto"}
-    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint, calibrated by tools.calibrate")
     parser.add_argument(
-        "--known", type=Path, required=True, metavar="DIR", help="a folder for each ship, or a CSV (path, ship_id)"
+        "--known", required=True, metavar="DIR", help="a folder for each ship, a CSV (path, ship_id), or an index"
     )
     parser.add_argument("--query", type=Path, required=True, metavar="DIR", help="what to look for: a folder, or one file")
     parser.add_argument("--query-modality", **modality, help="what took the queries (auto: from the name, else the pixels)")
@@ -44,6 +44,7 @@ if __name__ == "__main__":
 
 import jinja2
 import numpy as np
+import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 from torch import Tensor
@@ -51,15 +52,16 @@ from torch.nn import functional
 
 from configs.command import open_command
 from datasets.chips import ChipReading
-from datasets.folders import count_broken
+from datasets.folders import Gathered, count_broken
 from datasets.known import Sighting, name_ships, read_confirmed, read_sightings
 from datasets.loaders import build_chip_reading
-from datasets.records import Split
+from datasets.records import DISTRACTOR, Chip, Split
+from processor.chip_index import ChipIndex, Conditions, is_index
 from processor.extraction import build_extractor
 from processor.feature_store import build_origin, hash_files
 from processor.identification import NAMES, Calibration, answer_queries
 from processor.ranking.retrieval import squared_distances
-from processor.report.pictures import chip_uris
+from processor.report.pictures import chip_uris, jpeg_uri
 from tools.calibrate import calibration_path
 from utils.cli import run
 from utils.errors import DataError, UsageError
@@ -133,12 +135,24 @@ def refuse_collapsed(features: Tensor) -> None:
         )
 
 
-def hide_copies(distances: NDArray[np.float32], query: Sequence[Sighting], known: Sequence[Sighting]) -> int:
-    """Let known files with the content of a query not count for it, in place; returns how many queries have such a copy."""
-    asked, shown = (np.array(hash_files([sighting.chip.path for sighting in side])) for side in (query, known))
-    same = asked[:, None] == shown[None]
-    distances[same] = np.inf
-    return int(same.any(axis=1).sum())
+def hide_copies(distances: NDArray[np.float32], asked: Sequence[str], shown: Sequence[str]) -> int:
+    """Let known files with the content of a query not count for it.
+
+    Args:
+        distances: (Q, G), which are made infinite in place.
+        asked: (Q,) SHA-256 of the queries' files.
+        shown: (G,) of the known ones.
+
+    Returns:
+        How many queries have such a copy.
+    """
+    copies: dict[str, list[int]] = {file: [] for file in asked}
+    for place, file in enumerate(shown):
+        if file in copies:
+            copies[file].append(place)
+    for row, file in enumerate(asked):
+        distances[row, copies[file]] = np.inf
+    return sum(bool(copies[file]) for file in asked)
 
 
 def make_answers(
@@ -190,7 +204,8 @@ HEADERS = ["query", "path", "answer", "ship", "probability", "runner_up", "best"
 
 def _facts(sighting: Sighting) -> dict[str, str]:
     """What the page says beside a picture: sensor and time, and a link to a map."""
-    told = {"facts": " ".join(filter(None, [NAMES[sighting.chip.modality], sighting.details.get("time", "")]))}
+    modality, sensor, time = NAMES[sighting.chip.modality], *(sighting.details.get(name, "") for name in ("sensor", "time"))
+    told = {"facts": ", ".join(filter(None, [modality, sensor if sensor != modality else "", time]))}
     longitude, latitude = (sighting.details.get(name) for name in ("longitude", "latitude"))
     if longitude and latitude:
         told["place"] = f"{latitude}, {longitude}"
@@ -198,10 +213,13 @@ def _facts(sighting: Sighting) -> dict[str, str]:
     return told
 
 
-def render_page(answers: Sequence[Answer], read: ChipReading, headlines: Sequence[str]) -> str:
-    """The HTML page of answers."""
+def render_page(
+    answers: Sequence[Answer], read: ChipReading, headlines: Sequence[str], kept: Mapping[str, str] | None = None
+) -> str:
+    """The HTML page of answers; `kept` are pictures, by path, of which no file is read."""
+    kept = kept or {}
     sightings = {str(s.chip.path): s.chip for answer in answers for s in (answer.query, *(known for known, _ in answer.best))}
-    pictures = chip_uris(sightings, read)
+    pictures = chip_uris({path: chip for path, chip in sightings.items() if path not in kept}, read) | dict(kept)
     shown = []
     for answer in answers:
         best = [
@@ -218,10 +236,13 @@ def render_page(answers: Sequence[Answer], read: ChipReading, headlines: Sequenc
     return template.render(title="Which ship is this?", style=Markup(style), answers=shown, headlines=headlines)
 
 
-def read_known(args: argparse.Namespace, read: ChipReading) -> tuple[list[Sighting], list]:
-    """The known chips with their ships, those of `--confirmed` too, and what was skipped."""
-    known, gathered = read_sightings(args.known, Split.GALLERY, args.known_modality, read, skip_bad=args.skip_bad)
-    known, sides = name_ships(known, args.known), [gathered]
+def read_known(args: argparse.Namespace, read: ChipReading) -> tuple[list[Sighting], list[Gathered]]:
+    """The known chips of files with their ships, those of `--confirmed` too, and what was skipped."""
+    known, sides = [], []
+    if not is_index(args.known):
+        path = Path(args.known)
+        known, gathered = read_sightings(path, Split.GALLERY, args.known_modality, read, skip_bad=args.skip_bad)
+        known, sides = name_ships(known, path), [gathered]
     for path, ship in read_confirmed(args.confirmed) if args.confirmed else []:
         found, gathered = read_sightings(Path(path), Split.GALLERY, args.known_modality, read, skip_bad=args.skip_bad)
         known += [replace(sighting, ship=ship) for sighting in found]
@@ -229,27 +250,74 @@ def read_known(args: argparse.Namespace, read: ChipReading) -> tuple[list[Sighti
     return known, sides
 
 
+@dataclass(frozen=True)
+class IndexedShips:
+    """Known chips of an index.
+
+    Attributes:
+        index: where they are; None without an index.
+        sightings: (G,) the chips with their ships.
+        vectors: (G, D) float32, normalised.
+        files: (G,) SHA-256 of the files.
+    """
+
+    index: ChipIndex | None
+    sightings: list[Sighting]
+    vectors: NDArray[np.float32]
+    files: list[str]
+
+    def pictures(self, answers: Sequence[Answer]) -> dict[str, str]:
+        """Path -> picture of the chips that answers show."""
+        paths = {str(known.chip.path) for answer in answers for known, _ in answer.best}
+        own = paths & {str(sighting.chip.path) for sighting in self.sightings}
+        return {path: jpeg_uri(chip.thumbnail) for path, chip in self.index.chips(own).items()} if own else {}
+
+
+def read_indexed(where: str, origin: Mapping[str, Any], width: int) -> IndexedShips:
+    """All chips of an index whose ship is known; none where `where` is no index.
+
+    Raises:
+        DataError: another network made the index, or it knows no ship.
+    """
+    if not is_index(where):
+        return IndexedShips(None, [], np.empty((0, width), np.float32), [])
+    index = ChipIndex.open(where)
+    index.refuse_stale(origin)
+    blocks = list(index.vectors(Conditions(known=True)))
+    if not blocks:
+        raise DataError(f"{where} knows no ship; name ships by tools.index --known, or by a column ship_id of a CSV")
+    chips = [chip for own, _ in blocks for chip in own]
+    sightings = [
+        Sighting(Chip(Path(c.path), DISTRACTOR, c.modality, Split.GALLERY, upright=False), c.name, c.ship, c.details())
+        for c in chips
+    ]
+    return IndexedShips(index, sightings, np.concatenate([vectors for _, vectors in blocks]), [chip.file for chip in chips])
+
+
 def main(arguments: Sequence[str]) -> None:
     """Parse `arguments`, identify and write."""
-    with open_command(build_parser(), arguments) as command:
+    with open_command(build_parser(), arguments, needs={"TEST.WEIGHT": "the checkpoint, as --weights FILE"}) as command:
         args, cfg, device = command.args, command.cfg, command.device
         if not 0 < args.false_alarms < 1:
             raise UsageError(f"--false-alarms is {args.false_alarms}; it lies between 0 and 1")
         read = build_chip_reading(cfg)
         known, sides = read_known(args, read)
         query, gathered = read_sightings(args.query, Split.QUERY, args.query_modality, read, skip_bad=args.skip_bad)
-        extractor = build_extractor(cfg, device, weights=args.weights)
-        settings = build_origin(cfg, weights_sha256=extractor.weights_sha256, device=device)["settings"]
-        calibration = read_calibration(args.weights, extractor.weights_sha256, settings)
+        extractor = build_extractor(cfg, device, weights=cfg.TEST.WEIGHT)
+        origin = build_origin(cfg, weights_sha256=extractor.weights_sha256, device=device)
+        calibration = read_calibration(cfg.TEST.WEIGHT, extractor.weights_sha256, origin["settings"])
+        indexed = read_indexed(args.known, origin, extractor.width)
         features = functional.normalize(extractor.features([s.chip for s in (*query, *known)], description="features"))
-        refuse_collapsed(features)
-        distances = squared_distances(features[: len(query)], features[len(query) :]).numpy()
-        copies = hide_copies(distances, query, known)
+        shown = torch.cat([features[len(query) :], torch.from_numpy(indexed.vectors)])
+        refuse_collapsed(torch.cat([features, shown]))
+        known, files = [*known, *indexed.sightings], [*hash_files([s.chip.path for s in known]), *indexed.files]
+        distances = squared_distances(features[: len(query)], shown).numpy()
+        copies = hide_copies(distances, hash_files([s.chip.path for s in query]), files)
         answers = make_answers(query, known, distances, calibration, false_alarms=args.false_alarms)
         lines = summary(answers, known, copies, args.false_alarms)
         write_csv(args.output / "answers.csv", HEADERS, answer_rows(answers))
         write_json(args.output / "answers.json", [dict(zip(HEADERS, row)) for row in answer_rows(answers)])
-        write_text(args.output / "answers.html", render_page(answers, read, lines))
+        write_text(args.output / "answers.html", render_page(answers, read, lines, indexed.pictures(answers)))
         print("\n".join([*lines, f"{args.output}: answers.csv, answers.json, answers.html"]))
         count_broken(*sides, gathered)
 

@@ -133,7 +133,7 @@ def add_batch(
     for modality in sorted({modality for _, modality, _ in batch}):
         paths = [sighting.chip.path for sighting, own, _ in batch if own == modality]
         upright = batch[0][2].upright
-        sides.append(read_pictures(paths, paths[0].parent, Split.GALLERY, modality, keep, upright=upright))
+        sides.append(read_pictures(paths, None, Split.GALLERY, modality, keep, upright=upright))
     chips = [chip for side in sides for chip in side.chips]
     names = {sighting.chip.path: sighting.name for sighting, *_ in batch}
     askew = {path: angle for side in sides for path, angle in side.askew.items()}
