@@ -1,11 +1,12 @@
 # make demo    fresh machine -> a table of results   (DATA=<folder that holds HOSS/>: on real chips)
 # make test    fresh machine -> the whole test suite
+# make soak    kills and mutated files by the thousand, hours   (KILLS=200 MUTANTS=10000 SEED=0)
 # make bench   the benchmark tables
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test bench lint setup clean
+.PHONY: demo test soak bench lint setup clean
 
 setup: $(VENV)/.complete
 
@@ -23,6 +24,9 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
+
+soak: setup
+	OMP_NUM_THREADS=1 $(RUN) -m tests.soak --kills $(or $(KILLS),200) --mutants $(or $(MUTANTS),10000) --seed $(or $(SEED),0)
 
 bench: setup
 	$(RUN) -m benchmarks.ranking

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from configs.defaults import KEYS
@@ -13,6 +12,7 @@ from configs.loading import get_value, load_cfg
 from configs.schema import Key
 from utils.checkpoint import description_of, load
 from utils.errors import UsageError
+from utils.reading import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ def settings_of(description: Mapping[str, Any]) -> dict[str, Any]:
     over.
     """
     try:
-        content = yaml.safe_load(str(description.get("config", "")))
-    except yaml.YAMLError:
+        content = parse_yaml(str(description.get("config", "")))[0]
+    except ValueError:
         return {}
     if not isinstance(content, dict) or not isinstance(content.get("MODEL"), dict):
         return {}

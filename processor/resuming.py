@@ -7,14 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from datasets.records import Chip
 from processor.standing import Standing
 from processor.task import Task, TrainingPlan
 from utils import distributed
 from utils.checkpoint import load
 from utils.errors import CheckpointError, UsageError, some
+from utils.reading import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +105,8 @@ def _refuse_other_run(state: Mapping[str, Any], plan: TrainingPlan, path: str | 
 def compare_settings(before: Any, now: str) -> dict[str, tuple[str, str]]:
     """Keys of two configurations, as YAML, whose values differ -> both values; keys that one of them lacks do not count."""
     try:
-        old, new = (_flatten(yaml.safe_load(text)) for text in (before, now))
-    except (yaml.YAMLError, AttributeError, TypeError):
+        old, new = (_flatten(parse_yaml(text)[0]) for text in (before, now))
+    except (ValueError, AttributeError, TypeError):
         return {}  # a state that was written without, or of no configuration
     return {key: (f"{old[key]!r}", f"{new[key]!r}") for key in sorted(old.keys() & new.keys()) if old[key] != new[key]}
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from configs import load_cfg
 from datasets.catalogue import list_pictures
 from datasets.curation.importing import read_table, read_task
 from datasets.generated import read_samples
-from processor.ranking.results import read_results
+from processor.ranking.results import read_results, results_path
+from processor.report.listing import read_lists
+from processor.report.runs import read_runs
 from tests.commands import call
 from tools import fuse_results, inspect_weights
 from utils import archives
@@ -281,3 +284,45 @@ def test_samples_and_state_dicts_of_nothing_are_refused(tmp_path):
         read_samples(tmp_path, split="query", sources=())
     with pytest.raises(CheckpointError, match="no tensors"):
         load_state_dict(saved(tmp_path / "w.pth", [1]))
+
+
+def test_a_name_of_gigabytes_in_an_old_weights_file_takes_no_memory(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "w.pth").read_bytes()
+    place = content.index(b"X\x01\x00\x00\x00a")
+    (tmp_path / "w.pth").write_bytes(content[: place + 1] + b"\xff\xff\xff\x7f" + content[place + 5 :])
+    with pytest.raises(CheckpointError, match=r"w\.pth declares 2,147,483,647 bytes of one name"):
+        load(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("text", ["a: " + "{" * 3000, "[" * 100_000])
+def test_deep_nesting_is_seen_before_anything_is_made_of_it(text):
+    begun = time.process_time()
+    with pytest.raises(ValueError, match="too deep"):
+        parse_yaml(text)
+    assert time.process_time() - begun < 0.5
+
+
+def test_arrays_that_declare_more_than_they_hold_are_refused(tmp_path):
+    content = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }"
+    with zipfile.ZipFile(tmp_path / "ranking.npz", "w") as archive:
+        archive.writestr("facts.npy", content.ljust(127) + b"\n")
+    with pytest.raises(DataError, match="no ranking of a test"):
+        read_lists(tmp_path / "ranking.npz")
+
+
+def test_a_results_file_nested_too_deep_does_not_stop_a_test(tmp_path):
+    (tmp_path / "results.json").write_text("[" * 100_000)
+    assert results_path(tmp_path, path="w.pth", sha256="ab").name == "results.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("environment.json", "[1"), ("environment.json", "[1]"), ("config.yml", "[a"), ("config.yml", BOMB)],
+)
+def test_a_run_whose_files_are_damaged_is_named(tmp_path, name, content):
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "epoch": 1}\n{"kind": "epoch", "epoch": 1}\n[[')
+    assert len(read_runs([tmp_path])[0].metrics) == 1
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rf"{name} is damaged"):
+        read_runs([tmp_path])

@@ -24,6 +24,9 @@ HEADER_LIMIT = 2**24
 PICKLE_LIMIT = 2**23
 """Bytes of the pickle of an archive: names and shapes, not values. A training state of ours has a fortieth of it."""
 
+OLD_PICKLES = 5
+"""Of a file in the form before torch 1.6, one after the other: mark, version, machine, content, names of its values."""
+
 DEPTH_LIMIT = 32
 """How deep containers may lie in each other."""
 
@@ -51,9 +54,10 @@ def check_archive(path: Path) -> None:
         zipfile.BadZipFile: it is an archive that is cut short.
     """
     with open_regular(path) as file:
-        if not zipfile.is_zipfile(file):  # the form before torch 1.6: one pickle after the other, then the values
+        if not zipfile.is_zipfile(file):
             file.seek(0)
-            _check_calls(path, file)
+            for _ in range(OLD_PICKLES):
+                _check_calls(path, _Bounded(path, file))
             return
         size = file.seek(0, 2)
         with zipfile.ZipFile(file) as archive:
@@ -73,7 +77,23 @@ def check_archive(path: Path) -> None:
                         _check_calls(path, pickle)
 
 
-def _check_calls(path: Path, pickle: BinaryIO) -> None:
+class _Bounded:
+    """A pickle of which nobody reads more at a time than one may have: Python takes memory for as much as is asked for."""
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self.path = path
+        self.file = file
+
+    def read(self, count: int) -> bytes:
+        if count > PICKLE_LIMIT:
+            raise CheckpointError(f"{self.path} declares {count:,} bytes of one name or number; get the file again")
+        return self.file.read(count)
+
+    def readline(self) -> bytes:
+        return self.file.readline(PICKLE_LIMIT)
+
+
+def _check_calls(path: Path, pickle: "BinaryIO | _Bounded") -> None:
     """Refuse a pickle that would have torch make tensors of an odd kind."""
     texts = ["", ""]  # the last two, which STACK_GLOBAL takes
     operations = pickletools.genops(pickle)
@@ -82,6 +102,8 @@ def _check_calls(path: Path, pickle: BinaryIO) -> None:
             operation, argument, _ = next(operations)
         except StopIteration:
             return
+        except CheckpointError:
+            raise
         except Exception:  # no pickle, or one that is cut short: torch.load says so, and its exceptions are known
             return
         if operation.name in ("GLOBAL", "INST"):

@@ -43,6 +43,8 @@ UNREADABLE = (
     KeyError,
     IndexError,
     AttributeError,
+    TypeError,
+    AssertionError,
     OSError,
     zipfile.BadZipFile,
     SafetensorError,

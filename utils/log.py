@@ -19,6 +19,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.errors import DataError, UsageError
 from utils.files import naming, write_text
+from utils.reading import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class MetricsWriter:
         self.path = path
         if path.is_file() and distributed.is_main():
             lines = path.read_bytes().splitlines()
-            read = [_read_metrics(line) for line in lines]
+            read = [parse_metrics(line) for line in lines]
             if None in read:
                 logger.warning("%s: damaged lines, such as a kill leaves, were cut out: %d", path, read.count(None))
             write_text(path, "".join(f"{json.dumps(values)}\n" for values in read if keep and values and keep(values)))
@@ -127,11 +128,12 @@ class MetricsWriter:
                 file.write(json.dumps(finite) + "\n")
 
 
-def _read_metrics(line: bytes) -> dict[str, Any] | None:
+def parse_metrics(line: str | bytes) -> dict[str, Any] | None:
     """A line of metrics; None if it is damaged."""
     try:
-        values = json.loads(line)
-        return values if isinstance(values["epoch"], int) and isinstance(values["kind"], str) else None
+        values = parse_json(line)
+        numbers = [values["epoch"], values["step"] if values["kind"] == "step" else 0]
+        return values if all(isinstance(number, int) for number in numbers) and isinstance(values["kind"], str) else None
     except (ValueError, LookupError, TypeError):
         return None
 

@@ -51,10 +51,12 @@ def open_regular(path: str | Path, *, limit: int | None = None) -> BinaryIO:
 def read_bytes(path: str | Path, *, limit: int = TEXT_LIMIT) -> bytes:
     """All bytes of a regular file; raises as `open_regular`, also if it grows beyond `limit` meanwhile."""
     with open_regular(path, limit=limit) as file:
-        content = file.read(limit + 1)
+        content = bytearray()
+        while len(content) <= limit and (part := file.read(2**20)):  # for as much as it is asked for, Python takes memory
+            content += part
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it grew beyond {limit:,} bytes while it was read", str(path))
-    return content
+    return bytes(content)
 
 
 def read_text(path: str | Path, *, limit: int = TEXT_LIMIT, encoding: str = "utf-8") -> str:
@@ -87,6 +89,7 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> tu
         raise ValueError(f"it is longer than {CONFIG_LIMIT:,} characters")
     reader = None
     try:
+        _check_depth(text)
         reader = loader(text)
         node = reader.get_single_node()
         if node is None:
@@ -105,6 +108,20 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> tu
     finally:
         if reader is not None:
             reader.dispose()
+
+
+def _check_depth(text: str) -> None:
+    """Refuse a text that is nested too deep, as it is scanned: making values of it first takes a second for 3,000 levels."""
+    for loader in dict.fromkeys((getattr(yaml, "CSafeLoader", yaml.SafeLoader), yaml.SafeLoader)):
+        depth = 0
+        try:
+            for event in yaml.parse(text, Loader=loader):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if depth > YAML_DEPTH + 1:
+                    raise ValueError("it is nested too deep")
+            return
+        except yaml.YAMLError:
+            continue  # libyaml, which is fast, takes a little less than PyYAML; what neither takes, the reader itself tells
 
 
 def _expanded_size(node: yaml.Node, depth: int, sizes: dict[int, int]) -> int:

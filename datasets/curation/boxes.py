@@ -103,7 +103,7 @@ def _read_geojson(path: Path) -> Found:
             raise ValueError(f"feature {number} is no Polygon")
         properties = feature.get("properties") or {}
         try:
-            corners = [[float(x) for x in corner[:2]] for corner in rings[0]]
+            corners = [[float(x), float(y)] for x, y, *_ in rings[0]]
         except (TypeError, ValueError, IndexError) as error:
             raise ValueError(f"feature {number} has corners that are no pairs of numbers") from error
         yield f"feature {number}", corners, str(properties.get("ship") or ""), str(properties.get("time") or "")

@@ -125,7 +125,7 @@ def results_path(folder: Path, *, path: str | Path, sha256: str) -> Path:
     """Where the results of the weights file `path` of this SHA-256 belong: beside, never over, results of other weights."""
     usual = folder / "results.json"
     try:
-        before = json.loads(usual.read_text(encoding="utf-8"))["weights"]["sha256"]
+        before = read_json(usual)["weights"]["sha256"]
     except (OSError, ValueError, LookupError, TypeError):
         return usual  # none are there
     return usual if before == sha256 else folder / f"results_{Path(path).stem}_{sha256[:8]}.json"

@@ -1,6 +1,7 @@
 """ranking.npz, which a test writes beside results.json: what a page of ranked pictures needs beside the pictures."""
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,10 +18,14 @@ from datasets.records import Chip, Modality, Split
 from processor.fusion import SampleSet
 from processor.ranking.evaluation import Ranking
 from processor.ranking.lists import NO_IMAGE, ProtocolLists, list_nearest
-from utils.errors import DataError
+from utils.errors import DataError, shorten
 from utils.files import replacing
+from utils.reading import open_regular, parse_json
 
 FIELDS = tuple(ProtocolLists.__dataclass_fields__)
+
+ARRAYS_LIMIT = 2**28
+"""Bytes of all arrays of a file: the lists of half a million listed pictures."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +151,9 @@ def read_lists(path: Path) -> RunLists | None:
     if not path.is_file():
         return None
     try:
+        _check_arrays(path)
         with np.load(path, allow_pickle=False) as file:
-            facts: dict[str, Any] = json.loads(file["facts"].item())
+            facts: dict[str, Any] = parse_json(file["facts"].item())
             keys = [tuple(key.split("/")) for key in facts.pop("lists")]
             lists = {key: ProtocolLists(**{name: file["/".join((*key, name))] for name in FIELDS}) for key in keys}
         images = [
@@ -155,5 +161,20 @@ def read_lists(path: Path) -> RunLists | None:
             for image in facts.pop("images")
         ]
         return RunLists(**facts, images=tuple(images), lists=lists)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is no ranking of a test, or is damaged ({error}); test again") from error
+    except Exception as error:  # zlib, tokenize and zipfile each have errors of their own at damaged arrays
+        fault = shorten(str(error), 100)
+        raise DataError(f"{path} is no ranking of a test, or is damaged ({fault}); test again") from error
+
+
+def _check_arrays(path: Path) -> None:
+    """Refuse arrays that declare more values than the file holds, or than a page can have, before memory is taken for them."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        if sum(part.file_size for part in archive.infolist()) > ARRAYS_LIMIT:
+            raise ValueError(f"it declares more than {ARRAYS_LIMIT:,} bytes")
+        for part in archive.infolist():
+            with archive.open(part) as array:
+                old = np.lib.format.read_magic(array) == (1, 0)
+                read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(array)
+                if math.prod(shape) * dtype.itemsize > part.file_size:
+                    raise ValueError(f"{part.filename} declares {math.prod(shape):,} values and holds fewer")

@@ -1,16 +1,15 @@
 """What a run left in its folder, read for a page: settings, metrics, results, lists, what was tuned."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from processor.ranking.results import Results, read_results
 from processor.report.listing import RunLists, lists_path, read_lists
-from utils.errors import DataError
+from utils.errors import DataError, shorten
+from utils.log import parse_metrics
+from utils.reading import parse_json, parse_yaml, read_json, read_text
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,14 @@ def _read_run(path: Path, name: str) -> RunRecord:
     lists = read_lists(lists_path(file)) if results else None
     if lists and lists.sha256 != results.weights["sha256"]:
         lists = None  # of an earlier test
-    settings = _settings_of(_text(folder / "config.yml") or (lists.config if lists else ""))
+    settings = _flat(_parsed(folder / "config.yml", lambda text: parse_yaml(text)[0]) or _of_lists(lists))
     grids = sorted((folder / "grids").glob("*.png"))
     return RunRecord(
         name=name,
         folder=folder,
         settings=settings,
-        environment=json.loads(_text(folder / "environment.json") or "{}"),
-        metrics=[json.loads(line) for line in _text(folder / "metrics.jsonl").splitlines() if line.endswith("}")],
+        environment=_parsed(folder / "environment.json", parse_json),
+        metrics=[values for line in _text(folder / "metrics.jsonl").splitlines() if (values := parse_metrics(line))],
         results=results,
         lists=lists,
         trials=_trials_of([folder, Path(results.weights["path"]).parent], results.weights["sha256"]) if results else [],
@@ -94,11 +93,29 @@ def _read_run(path: Path, name: str) -> RunRecord:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        return read_text(path) if path.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({shorten(str(error), 100)}); restore or remove it") from error
 
 
-def _settings_of(text: str) -> dict[str, Any]:
-    content = yaml.safe_load(text) or {}
+def _parsed(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The mapping that a file holds; empty without the file."""
+    text = _text(path)
+    try:
+        content = parse(text) if text else {}
+        if not isinstance(content, dict):
+            raise ValueError("it holds no names and values")
+        return content
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({shorten(str(error), 100)}); restore or remove it") from error
+
+
+def _of_lists(lists: RunLists | None) -> dict[str, Any]:
+    return parse_yaml(lists.config)[0] if lists else {}
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
     flat = {}
     for section, value in content.items():
         flat |= {f"{section}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {section: value}
@@ -106,10 +123,14 @@ def _settings_of(text: str) -> dict[str, Any]:
 
 
 def _trials_of(folders: Sequence[Path], digest: str) -> list[Mapping[str, Any]]:
+    """What `tools.tune` tried for weights of this SHA-256; files that are not its own are passed over."""
     for path in (path for folder in folders for path in sorted(folder.glob("*.tuning.json"))):
-        content = json.loads(_text(path))
-        if content.get("sha256") == digest:
-            return content.get("trials", [])
+        try:
+            content = read_json(path)
+            if content["sha256"] == digest:
+                return list(content.get("trials", []))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue
     return []
 
 
