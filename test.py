@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 
 from configs.parser import answer_help, config_parser
@@ -13,9 +14,10 @@ def build_parser() -> argparse.ArgumentParser:
         "python test.py --weights logs/hoss_transoss/best_model_rank1.pth DATASETS.ROOT_DIR data\n"
         "  python test.py --config_file configs/hoss_transoss.yml TEST.WEIGHT released.pth"
     )
-    return config_parser(
-        "test.py", "Test a model on the protocols of a data set in HOSS layout.", example, weights="TEST.WEIGHT"
-    )
+    description = "Test a model on the protocols of a data set in HOSS layout."
+    parser = config_parser("test.py", description, example, weights="TEST.WEIGHT")
+    parser.add_argument("--verbose", action="store_true", help="say also what figures count, and how intervals are made")
+    return parser
 
 
 if __name__ == "__main__":
@@ -27,7 +29,15 @@ from processor.common_space import build_common_space, space_sentence
 from processor.extraction import build_extractor
 from processor.feature_store import hash_files, hash_text
 from processor.fusion import build_samples, fuse_images
-from processor.ranking.evaluation import build_ranking, counting_line, counting_rules, evaluate, results_table
+from processor.ranking.evaluation import (
+    Ranking,
+    build_ranking,
+    counting_line,
+    counting_rules,
+    evaluate,
+    results_table,
+    unusual_line,
+)
 from processor.ranking.intervals import METHOD
 from processor.ranking.results import Results, results_path, write_results
 from processor.report.listing import RunLists, build_lists, lists_path, write_lists
@@ -35,7 +45,7 @@ from processor.report.page import build_page
 from processor.selection import UNKNOWN, build_tuning_sentences, selection_of
 from utils import distributed
 from utils.cli import run
-from utils.log import describe_environment
+from utils.log import describe_environment, fold
 
 logger = logging.getLogger("test")
 
@@ -75,11 +85,18 @@ def test(command: Command) -> tuple[Results, RunLists | None]:
     return results, lists
 
 
+def told_below(results: Results, ranking: Ranking, verbose: bool) -> list[str]:
+    """What a reader should know of the figures, below their table."""
+    rules = [counting_line(ranking), f"95 %: {METHOD}"] if verbose else [unusual_line(ranking)]
+    space = space_sentence(results.common_space) if results.common_space else ""
+    chosen = results.selection.sentence() if results.selection else UNKNOWN
+    return ["", *(line for line in (*rules, space, chosen, *results.tuning) if line)]
+
+
 def main(arguments: Sequence[str]) -> None:
     """Read the call, test, and write results.json."""
-    with open_command(
-        build_parser(), arguments, log="test_log.txt", needs={"TEST.WEIGHT": "the checkpoint to test"}
-    ) as command:
+    needs = {"TEST.WEIGHT": "the checkpoint to test"}
+    with open_command(build_parser(), arguments, log="test_log.txt", needs=needs) as command:
         results, lists = test(command)
         if distributed.is_main():
             path = results_path(command.folder, **results.weights)
@@ -87,10 +104,8 @@ def main(arguments: Sequence[str]) -> None:
             if lists:
                 write_lists(lists_path(path), lists)
             print(results_table(results.protocols))
-            print(f"{counting_line(build_ranking(command.cfg, command.device))}\n95 %: {METHOD}")
-            if results.common_space:
-                print(space_sentence(results.common_space))
-            print("\n".join([results.selection.sentence() if results.selection else UNKNOWN, *results.tuning]))
+            notes = told_below(results, build_ranking(command.cfg, command.device), command.args.verbose)
+            print(fold("\n".join(notes), sys.stdout))
             other = "" if path.name == "results.json" else "; results.json there is of other weights and stays"
             logger.info("wrote %s%s", path, other)
             build_page(command.cfg, path)

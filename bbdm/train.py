@@ -96,7 +96,7 @@ class BridgeTask(Task):
     numbers = ("loss",)
 
     def __post_init__(self):
-        self.network = self.model.network
+        self.network, self.precision = self.model.network, self.model.precision
         self.parts = {"ema": self.average.module, "update": self.update, "schedule": self.schedule}
 
     def step(self, batch: Batch) -> Tensor:

@@ -60,7 +60,7 @@ class LoadReport:
             groups.setdefault((entry.state, entry.why), []).append(entry)
         rows = []
         for (state, why), entries in groups.items():
-            names = some([entry.name for entry in entries])
+            names = some([entry.name for entry in entries], 2)
             manner = f" ({why})" if why else ""
             rows.append((f"{state}: {names}{manner}", len(entries), f"{sum(entry.size for entry in entries):,}"))
         return table(["what became of the tensors", "tensors", "values"], rows)

@@ -47,6 +47,7 @@ def fit(task: Task, loader, plan: TrainingPlan, *, resume: str | Path = "") -> N
     at = restore(task, plan, resume) if resume else Standing.at_start(task)
     metrics = MetricsWriter(plan.folder / "metrics.jsonl", keep=at.has_logged)
     loader.batch_sampler.set_epoch(at.epoch)  # for the length of the bar
+    logger.info("%s", start_line(task, plan, steps=len(loader)))
     done, total = len(loader) * (at.epoch - 1) + at.step, len(loader) * plan.epochs
     with Saver(task, plan, loader.dataset.chips) as saver, progress(total, task.name, unit="step", initial=done) as bar:
         while at.epoch <= plan.epochs:
@@ -62,6 +63,18 @@ def fit(task: Task, loader, plan: TrainingPlan, *, resume: str | Path = "") -> N
             saver.after_epoch(at, last=last)
             distributed.barrier()
     logger.info("%d epochs are done; see %s", plan.epochs, plan.folder)
+
+
+def start_line(task: Task, plan: TrainingPlan, *, steps: int) -> str:
+    """What is going to be trained, on what and for how long; `steps` are those of an epoch."""
+    parameters = sum(parameter.numel() for parameter in task.network.parameters())
+    parts = [str(task.device), task.precision.name, f"{parameters / 1e6:.1f} M parameters"]
+    parts += [f"batch {plan.batch}"] if plan.batch else []
+    if "identities" in plan.description:
+        parts.append(f"{plan.description['identities']} identities")
+    if distributed.world_size() > 1:
+        parts.append(f"{distributed.world_size()} processes")
+    return ", ".join([*parts, f"{plan.epochs} x {steps} steps"])
 
 
 def train_one_epoch(
@@ -82,7 +95,7 @@ def train_one_epoch(
             task.observe(values[:, list(task.numbers).index("loss")].tolist())
             means = dict(zip(task.numbers, values.mean(0).tolist(), strict=True))
             metrics.write(kind="step", epoch=at.epoch, step=at.step, **means, lr=task.rate(), **_usage(task.device))
-            bar.set_postfix(epoch=at.epoch, loss=f"{means['loss']:.4f}", refresh=False)
+            bar.set_postfix(epoch=at.epoch, loss=f"{means['loss']:.4g}", refresh=False)
         if at.step < count:
             saver.after_step(at)
     last = at.epoch == plan.epochs

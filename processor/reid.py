@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.records import Batch
-from processor.ranking.evaluation import RATES, Evaluation, Score
+from processor.ranking.evaluation import RATES, Evaluation
 from processor.selection import Selection, SelectionSplit
 from processor.task import Task
 from processor.update import Update
@@ -87,15 +87,11 @@ class ReIDTask(Task):
             intervals = {f"{rate}_interval": getattr(score, f"{rate}_interval").ends for rate in RATES}
             metrics.write(kind=self.split.name, epoch=epoch, protocol=protocol, **rates, **intervals)
         scores = {protocol: evaluation.plain for protocol, evaluation in self.evaluations.items()}
-        told = (f"{protocol} {_told(score, 'mAP')} {_told(score, 'R1')}" for protocol, score in scores.items())
-        logger.info("epoch %d: %s", epoch, ", ".join(told))
+        told = (f"{protocol} {100 * score.mAP:.1f} / {100 * score.R1:.1f}" for protocol, score in scores.items())
+        logger.info("epoch %d, mAP / R1: %s", epoch, ", ".join(told))
         return {file: getattr(scores["ALL"], rate) for file, (_, rate) in BEST.items()}
 
     def selection(self, name: str, *, epoch: int, figure: float) -> dict[str, Any]:
         """On which split the weights were chosen (`processor.selection.Selection`)."""
         split = {"split": self.split.name, **{key: getattr(self.split, key) for key in ("fraction", "seed", "root", "images")}}
         return asdict(Selection(epoch, BEST[name][0], figure, **split))
-
-
-def _told(score: Score, rate: str) -> str:
-    return f"{rate} {100 * getattr(score, rate):.1f} ({getattr(score, f'{rate}_interval').percent()})"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from processor.description import build_description
 from utils import distributed
+from utils.device import Precision
 from utils.log import MetricsWriter
 
 
@@ -21,6 +22,7 @@ class Task(ABC):
         name: on the progress bar.
         network: on its device, inside `distributed.wrap` where there are several processes.
         device: of the network.
+        precision: in which it computes.
         numbers: names of what `step` returns; one of them is 'loss'.
         parts: name -> what has `state_dict` and `load_state_dict`: all that resuming needs beside the network, at any step.
     """
@@ -28,6 +30,7 @@ class Task(ABC):
     name: str
     network: nn.Module
     device: torch.device
+    precision: Precision
     numbers: Sequence[str]
     parts: Mapping[str, Any]
 
@@ -78,6 +81,7 @@ class TrainingPlan:
         origin: kept in last.pth beside the state: the configuration as text, and what else a resumed run should know.
         description: what every weights file says of itself (`processor.description`).
         allowed: what a resumed run may differ in although it cannot be meant (`processor.resuming`).
+        batch: images of a batch, of all processes, for the log; 0 where it is not known.
     """
 
     folder: Path
@@ -91,6 +95,7 @@ class TrainingPlan:
     origin: Mapping[str, Any]
     description: Mapping[str, Any] = field(default_factory=dict)
     allowed: tuple[str, ...] = ()
+    batch: int = 0
 
 
 def build_training_plan(cfg, folder: Path, name: str, *, facts: Mapping[str, Any] | None = None, **origin: Any) -> TrainingPlan:
@@ -107,4 +112,5 @@ def build_training_plan(cfg, folder: Path, name: str, *, facts: Mapping[str, Any
         origin={"config": cfg.dump(), **origin},
         description=build_description(cfg, name, **facts or {}),
         allowed=tuple(cfg.SOLVER.RESUME_ALLOW),
+        batch=cfg.SOLVER.IMS_PER_BATCH,
     )

@@ -16,6 +16,7 @@ from processor.engine import fit
 from processor.task import Task, build_training_plan
 from processor.update import Update
 from utils import distributed
+from utils.device import Precision
 from utils.seed import seed_everything
 
 
@@ -27,6 +28,7 @@ class AutoencoderTask(Task):
     update: Update
     device: torch.device
     name = "autoencoder"
+    precision = Precision("cpu")
     numbers = ("loss",)
 
     def __post_init__(self):

@@ -76,14 +76,23 @@ def tiny_cfg(**changes: object):
     return load_cfg(None, settings(**changes))
 
 
-def call(main: Callable[[Sequence[str]], None], *arguments: object, together: bool = False) -> Ended:
+class Terminal(io.StringIO):
+    """What a terminal is to a program; tests set COLUMNS."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def call(
+    main: Callable[[Sequence[str]], None], *arguments: object, together: bool = False, streams: type[io.StringIO] = io.StringIO
+) -> Ended:
     """Run a command's `main` as its process would, and tell how it ended; random states and log handlers stay as they were."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
+    out, err, status = streams(), streams(), 0
     words = [main.__module__, *map(str, arguments)]
-    streams = contextlib.ExitStack()
-    streams.enter_context(contextlib.redirect_stdout(out))
-    streams.enter_context(contextlib.redirect_stderr(err))
-    with _own_logging(), torch.random.fork_rng(), mock.patch.object(sys, "argv", words), streams:
+    redirected = contextlib.ExitStack()
+    redirected.enter_context(contextlib.redirect_stdout(out))
+    redirected.enter_context(contextlib.redirect_stderr(err))
+    with _own_logging(), torch.random.fork_rng(), mock.patch.object(sys, "argv", words), redirected:
         try:
             run(main, together=together)
         except SystemExit as end:

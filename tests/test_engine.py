@@ -18,6 +18,7 @@ from tests import autoencoder
 from tests.chip_files import write_hoss
 from tests.commands import call, settings, tiny_cfg
 from utils.checkpoint import load, save
+from utils.device import Precision
 from utils.errors import CheckpointError, TrainingError
 from utils.seed import seed_step
 
@@ -56,7 +57,7 @@ class Fall(Task):
     figures: list[float] = field(default_factory=list)
     noise: float = 0.0
     log: list[tuple] = field(default_factory=list)
-    name, device, numbers = "fall", CPU, ("loss", "weight")
+    name, device, precision, numbers = "fall", CPU, Precision("cpu"), ("loss", "weight")
 
     def __post_init__(self):
         self.parts = {"update": self.update}
@@ -265,7 +266,7 @@ def test_the_plan_is_that_of_the_configuration(tmp_path):
     cfg = tiny_cfg(**keys, SOLVER__SEED=6)
     plan = build_training_plan(cfg, tmp_path, "name", split={"name": "test"})
     origin = {"config": cfg.dump(), "split": {"name": "test"}}
-    assert plan == TrainingPlan(tmp_path, "name", 9, 3, 4, 5, 7.5, 6, origin, plan.description, ("data", "SOLVER.SEED"))
+    assert plan == TrainingPlan(tmp_path, "name", 9, 3, 4, 5, 7.5, 6, origin, plan.description, ("data", "SOLVER.SEED"), 8)
     assert (plan.description["network"], plan.description["config"]) == ("name", cfg.dump())
 
 

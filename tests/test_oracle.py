@@ -270,7 +270,7 @@ def test_the_gap_and_gains_are_in_the_table():
     lines = oracle.format_rows(report, "O2S", "mAP").splitlines()
     assert lines[0].split()[:2] == ["O2S", "tau"]
     assert lines[3].split()[:5] == ["fused", "0.3", "50.0", "100.0", "+30.0"]
-    assert lines[3].split()[-4:] == ["50", "50", "..", "50"]
+    assert lines[lines.index("") + 3].split() == ["fused", "50", "50", "..", "50"]
 
 
 def test_protocols_that_validation_lacks_choose_for_themselves():

@@ -38,9 +38,9 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
-def run_test(data: Path, weights: object, output: Path, **changes) -> Ended:
+def run_test(data: Path, weights: object, output: Path, *options: str, **changes) -> Ended:
     values = {"DATASETS__ROOT_DIR": data, "OUTPUT_DIR": output, "TEST__WEIGHT": weights}
-    return call(command.main, *settings(**values | changes))
+    return call(command.main, *options, *settings(**values | changes))
 
 
 def results_of(output: Path) -> dict:
@@ -104,13 +104,16 @@ def test_what_was_counted_and_how_weights_were_chosen_is_said(data, weights, don
     assert results["counting"]["same_modality_gallery"] is True
     assert results["counting"]["interval"]
     assert results["selection"] is None
-    assert "stay in the gallery" in ended.out
+    assert "stay in" not in ended.out and "Wilson" not in ended.out
     assert "the weights do not say" in ended.out
     copy = tmp_path / "best_model_mAP.pth"
     save(copy, load(weights), chosen_on("test", epoch=7))
     ended = run_test(data, copy, tmp_path / "run", TEST__SAME_MODALITY_GALLERY=False)
     assert "chosen on the test split (epoch 7" in ended.out
-    assert "are left out of the gallery" in ended.out
+    assert "without the gallery images of the query's own modality" in ended.out
+    ended = run_test(data, copy, tmp_path / "run", "--verbose", TEST__SAME_MODALITY_GALLERY=False)
+    assert "are left out of the gallery; distractors match nothing" in ended.out
+    assert "95 %: Wilson score interval" in ended.out
     assert results_of(tmp_path / "run")["selection"]["epoch"] == 7
     assert results_of(tmp_path / "run")["data"]["sha256"] == results["data"]["sha256"]
 
@@ -119,7 +122,7 @@ def test_the_table_is_printed_and_the_log_kept(done):
     output, ended = done
     assert {path.name for path in output.iterdir()} == {"results.json", "test_log.txt"}
     lines = [line.split() for line in ended.out.splitlines()]
-    assert [line[0] for line in lines if line[1:2] == ["plain"]] == ["ALL", "O2S", "S2O"]
+    assert [line[0] for line in lines if line[1:2] == ["plain"]] == ["ALL", "O2S", "S2O"] * 2
     assert f"{100 * figures_of(output)['S2O']['mAP']:.1f}" in next(line for line in lines if line[0] == "S2O")
 
 

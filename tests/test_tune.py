@@ -147,7 +147,7 @@ def test_settings_are_tried_with_one_extraction_on_the_test_split(root, tmp_path
     assert [(t["k1"], t["k2"]) for t in report["reranking"]["trials"]] == [(3, 1), (5, 1)]
     assert set(report["fusion"]["gain"]) == {"ALL", "O2S", "S2O"}
     assert "chosen on the test split" in report["chosen_on"]
-    assert "<- chosen" in ended.out
+    assert "* chosen" in ended.out
     assert "verdict, mAP" in ended.out
     assert tuned(root, *options, TEST__FEATURE_STORE=tmp_path / "kept").status == 0
     assert len(seen) == 2  # the store has them
@@ -193,7 +193,7 @@ def test_a_choice_on_the_test_split_is_printed_with_every_result_made_from_it(ro
     recorded = json.loads((tmp_path / "weights.tuning.json").read_text())
     assert recorded["settings"] == []  # with three ships nothing is shown to pay
     assert {"TEST.FUSION_TAU": 0.3, "TEST.FUSION_SAMPLES": 2} in recorded["not_recommended"]
-    assert "to test with what pays: the plain test" in ended.out
+    assert "to test with what pays:\n  the plain test" in ended.out
     assert "TEST.FUSION_TAU 0.3 TEST.FUSION_SAMPLES 2" in ended.out
     values = {"DATASETS__ROOT_DIR": root / "data", "TEST__WEIGHT": weights, "OUTPUT_DIR": tmp_path}
     samples = {"DATASETS__QUERY_ADD_DIR": root / "test", "DATASETS__GALLERY_ADD_DIR": root / "test"}

@@ -8,6 +8,7 @@ Legend: I images, S of them with a picture, K pictures of each, D feature width.
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--metric", default="mAP", choices=("mAP", "R1"), help="whose gap it is (mAP)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
+    parser.add_argument("--verbose", action="store_true", help="say also what figures count, and how intervals are made")
     return parser
 
 
@@ -59,7 +61,7 @@ from processor.common_space import FITS, build_space_chips, fit_chips
 from processor.extraction import Extractor, build_extractor
 from processor.fusion import SampleSet, find_samples, fuse_images
 from processor.ranking.comparison import METRICS, compare_outcomes, gap_closed
-from processor.ranking.evaluation import Ranking, build_ranking, counting_line
+from processor.ranking.evaluation import Ranking, build_ranking, counting_line, unusual_line
 from processor.ranking.intervals import PAIRED_METHOD
 from processor.ranking.results import Outcome
 from processor.ranking.tuning import Trial, choose, choose_on_other_ships, score_features
@@ -68,7 +70,7 @@ from processor.stand_ins import build_mean_drawing, draw_grey, find_spare_views,
 from utils.cli import run
 from utils.errors import UsageError
 from utils.files import write_json
-from utils.log import progress, table
+from utils.log import fold, progress, table
 
 Row = tuple[Tensor, Sequence[int], Tensor | None]
 """Features (I, D) of the images, which of them have pictures, and the features (S, K, D) of these; None for no pictures."""
@@ -174,17 +176,18 @@ def report_rows(settled: Mapping[str, tuple[float | None, Sequence[Outcome]]], m
 
 
 def format_rows(report: Sequence[Mapping[str, Any]], protocol: str, metric: str) -> str:
-    """The table of a protocol, in percent."""
-    lines = []
+    """The table of a protocol, in percent, and below it that of the gap closed, where there is one to close."""
+    lines, closed = [], []
     for row in report:
         tau = "" if row["tau"] is None else f"{row['tau']:g}"
-        rates, gain, closed = [f"{100 * row[rate]:.1f}" for rate in METRICS], ["", ""], ["", ""]
+        rates, gain = [f"{100 * row[rate]:.1f}" for rate in METRICS], ["", ""]
         if row["row"] != PLAIN:
             gain = [f"{100 * row['gain']:+.1f}", _ends(row["gain_interval"], "+.1f")]
             if row["gap_closed"] is not None and row["row"] != ORACLE:
-                closed = [f"{100 * row['gap_closed']:.0f}", _ends(row["gap_closed_interval"], ".0f")]
-        lines.append([row["row"], tau, *rates, *gain, *closed])
-    return table([protocol, "tau", *METRICS, f"gain, {metric}", "95 %", "gap closed", "95 %"], lines)
+                closed.append([row["row"], f"{100 * row['gap_closed']:.0f}", _ends(row["gap_closed_interval"], ".0f")])
+        lines.append([row["row"], tau, *rates, *gain])
+    gaps = f"\n\n{table([f'{protocol}, gap closed', '%', '95 %'], closed)}" if closed else ""
+    return table([protocol, "tau", *METRICS, f"gain, {metric}", "95 %"], lines) + gaps
 
 
 def _ends(ends: Sequence[float], style: str) -> str:
@@ -216,9 +219,9 @@ def tell_gap(command: Command) -> dict[str, Any]:
     trials, told = build_trials(cfg, extractor, data, folders, ranking, args)
     selection = selection_of(command.description)
     doubts = selection.sentence() if selection else UNKNOWN
-    print(
-        f"{told}\n{chosen}\n{doubts}\n{counting_line(ranking)}\n95 %: {PAIRED_METHOD}; of the gap closed: of a ratio of means"
-    )
+    method = f"95 %: {PAIRED_METHOD}; of the gap closed: of a ratio of means"
+    rules = f"{counting_line(ranking)}\n{method}" if args.verbose else unusual_line(ranking)
+    print(fold(f"{told}\n{chosen}\n{doubts}\n{rules}".rstrip(), sys.stdout))
     facts = {"spare": told, "tau": chosen, "weights": extractor.weights_sha256, "selection": doubts, "metric": args.metric}
     report = {}
     for protocol in trials[PLAIN][0].scores:

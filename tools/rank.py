@@ -5,6 +5,7 @@ sheet of pictures for each query.
 """
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +66,7 @@ from processor.ranking.retrieval import mostly_tied, squared_distances
 from utils.cli import run
 from utils.errors import UsageError
 from utils.files import replacing, write_json, write_text
-from utils.log import progress
+from utils.log import fold, progress
 from utils.tables import csv_text
 
 Names = Mapping[Path, str]
@@ -223,7 +224,7 @@ def main(arguments: Sequence[str]) -> None:
         if args.sheets:
             best = [RankedList(ranked.query, ranked.found[:10], ranked.distances[:10]) for ranked in lists]
             write_sheets(args.output / "sheets", best, read, names)
-        print(f"{len(query)} queries ranked against {len(gallery)} gallery pictures: {args.output}")
+        print(fold(f"{len(query)} queries ranked against {len(gallery)} gallery pictures: {args.output}", sys.stdout))
         count_broken(asking, asked)
 
 

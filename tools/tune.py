@@ -7,6 +7,7 @@ With DATASETS.VAL_FRACTION the choice is made on the validation ships of the tra
 
 import argparse
 import itertools
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--protocol", default="ALL", metavar="NAME", help="whose figure decides (ALL)")
     parser.add_argument("--metric", default="mAP", choices=("mAP", "R1"), help="which figure decides (mAP)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
+    parser.add_argument("--verbose", action="store_true", help="say also what figures count, and how intervals are made")
     return parser
 
 
@@ -62,7 +64,15 @@ from datasets.validation import build_validation_data
 from processor.common_space import FITS, CommonSpace, build_common_space, build_space_chips, fit_chips
 from processor.extraction import Extractor, build_extractor
 from processor.fusion import SampleSet, find_samples
-from processor.ranking.evaluation import Ranking, build_ranking, counting_line, rank_protocol, score_protocol, tell_doubts
+from processor.ranking.evaluation import (
+    Ranking,
+    build_ranking,
+    counting_line,
+    rank_protocol,
+    score_protocol,
+    tell_doubts,
+    unusual_line,
+)
 from processor.ranking.intervals import PAIRED_METHOD
 from processor.ranking.tuning import (
     VERDICTS,
@@ -82,6 +92,7 @@ from processor.selection import UNKNOWN, Selection, build_split, selection_of, w
 from utils.cli import run
 from utils.errors import UsageError
 from utils.files import write_json
+from utils.log import fold
 
 Found = list[tuple[str, SampleSet]]
 """Folders and the samples that they hold."""
@@ -153,14 +164,16 @@ def tune(command: Command) -> dict[str, Any]:
         spaces = build_spaces(cfg, extractor, args)
     else:
         spaces, (features, stores) = [], map_all(build_common_space(cfg, extractor), data, features, stores)
-    print(f"{told}\n{counting_line(build_ranking(cfg, command.device))}\n95 %: {PAIRED_METHOD}")
-    sections, advice = try_all(data, features, build_ranking(cfg, command.device), spaces, stores, grid, args)
+    ranking = build_ranking(cfg, command.device)
+    rules = f"{counting_line(ranking)}\n95 %: {PAIRED_METHOD}" if args.verbose else unusual_line(ranking)
+    print(fold(f"{told}\n{rules}".rstrip(), sys.stdout))
+    sections, advice = try_all(data, features, ranking, spaces, stores, grid, args)
     split = "validation" if data.images[0].split.startswith("validation/") else "test"
     tried = sections.get("fusion", {}).get("trials", [])
     write_tuning(Path(cfg.TEST.WEIGHT), digest=extractor.weights_sha256, split=split, trials=tried, **advice)
-    print(f"\nto test with what pays: {_keys(advice['settings']) or 'the plain test'}")
+    print(f"\nto test with what pays:\n{_keys(advice['settings']) or '  the plain test'}")
     if advice["not_recommended"]:
-        print(f"not recommended, the best of what is not shown to pay: {_keys(advice['not_recommended'])}")
+        print(f"not recommended, the best of what is not shown to pay:\n{_keys(advice['not_recommended'])}")
     facts = {"chosen_on": told, "weights": extractor.weights_sha256, "protocol": args.protocol, "metric": args.metric}
     return {**facts, "method": PAIRED_METHOD, **sections, **{key: list(value) for key, value in advice.items()}}
 
@@ -252,7 +265,7 @@ def _score_aloud(data: HossData, features: Tensor, ranking: Ranking) -> dict[str
 
 
 def _keys(settings: Sequence[dict[str, Any]]) -> str:
-    return " ".join(f"{key} {value}" for choice in settings for key, value in choice.items())
+    return "\n".join(f"  {key} {value}" for choice in settings for key, value in choice.items())
 
 
 def main(arguments: Sequence[str]) -> None:

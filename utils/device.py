@@ -69,6 +69,11 @@ class Precision:
     device_type: str
     dtype: torch.dtype | None = None
 
+    @property
+    def name(self) -> str:
+        """What numbers the network computes with, such as 'bfloat16'."""
+        return str(self.dtype or torch.float32).removeprefix("torch.")
+
     def autocast(self) -> AbstractContextManager:
         """The context in which the network runs."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)

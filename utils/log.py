@@ -5,12 +5,14 @@ import logging
 import math
 import platform
 import re
+import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tabulate import tabulate
@@ -23,6 +25,12 @@ from utils.reading import parse_json
 
 logger = logging.getLogger(__name__)
 
+ONCE = "once"
+"""Extra of a log call, `extra={ONCE: words}`: of the lines with the same words a run tells the first."""
+
+TALKATIVE = ("timm", "matplotlib", "PIL", "rasterio")
+"""Libraries whose log lines tell a user nothing; what goes wrong in them comes as an exception."""
+
 
 def setup_logging(output_dir: Path | None = None, file_name: str = "log.txt") -> None:
     """Send log lines of rank 0 to the screen and, if given, to a file of `output_dir`; other ranks tell errors only."""
@@ -32,11 +40,15 @@ def setup_logging(output_dir: Path | None = None, file_name: str = "log.txt") ->
         handler.close()
     root.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     logging.captureWarnings(True)
+    for library in TALKATIVE:
+        logging.getLogger(library).setLevel(logging.ERROR)
     screen = _ScreenHandler()
+    screen.addFilter(_Once())
     screen.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(screen)
     if output_dir is not None and distributed.is_main():
         file = _FileHandler(output_dir / file_name, encoding="utf-8", errors="backslashreplace")
+        file.addFilter(_Once())
         file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
         root.addHandler(file)
 
@@ -45,7 +57,21 @@ class _ScreenHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(fold(self.format(record), sys.stderr), file=sys.stderr)
+
+
+class _Once(logging.Filter):
+    """Passes the first of the lines that are the same notice (`ONCE`)."""
+
+    def __init__(self):
+        super().__init__()
+        self.told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        notice = getattr(record, ONCE, None)
+        fresh = notice is None or notice not in self.told
+        self.told |= {notice}
+        return fresh
 
 
 class _FileHandler(logging.FileHandler):
@@ -54,6 +80,18 @@ class _FileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         with naming(Path(self.baseFilename)):
             raise
+
+
+def fold(text: str, stream: TextIO) -> str:
+    """`text` with the lines that a terminal would break anywhere broken at blanks; as it is where `stream` is no terminal."""
+    if not stream.isatty():
+        return text
+    width, lines = shutil.get_terminal_size().columns, []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        style = {"subsequent_indent": indent, "break_long_words": False, "break_on_hyphens": False}
+        lines += textwrap.wrap(line, width, **style) if len(line) > width else [line]
+    return "\n".join(lines)
 
 
 def make_output_dir(path: str) -> Path:
@@ -75,10 +113,12 @@ def make_output_dir(path: str) -> Path:
 def progress(total: int, description: str, *, unit: str = "it", initial: int = 0, visible: bool = True) -> tqdm:
     """A progress bar with the time left, on rank 0; plain lines now and then where the output is no terminal."""
     terminal = sys.stderr.isatty()
+    width = max(10, shutil.get_terminal_size().columns - 70 if terminal else 30)  # beside the loss, and the same throughout
     return tqdm(
         total=total,
         initial=initial,
-        desc=description,
+        desc=textwrap.shorten(description, 36, placeholder=" ..."),
+        bar_format=f"{{l_bar}}{{bar:{width}}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{{remaining}}{{postfix}}]",
         unit=unit,
         disable=not (visible and distributed.is_main()),
         dynamic_ncols=terminal,

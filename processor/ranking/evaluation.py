@@ -3,7 +3,6 @@
 Legend: I test images, D feature width.
 """
 
-import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from processor.ranking.results import KINDS, RATES, Evaluation, Outcome, Score
 from processor.ranking.retrieval import RetrievalResult, join_results, rank_distances, rank_features
 from utils import distributed
 from utils.errors import DataError
-from utils.log import table
+from utils.log import ONCE, table
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +138,8 @@ def tell_doubts(name: str, result: RetrievalResult) -> None:
     """Log what takes meaning from the figures of a protocol: queries that do not count, and those whose distances tie."""
     missing, tied = result.queries - result.queries_counted, int(np.count_nonzero(result.tied))
     if missing:
-        logger.info("%s: %d of %d queries have no match in the gallery and do not count", name, missing, result.queries)
+        notice = f"{name}: {missing} of {result.queries} queries have no match in the gallery and do not count"
+        logger.info(notice, extra={ONCE: notice})
     warn_of_ties(f"{name}: ", tied, result.queries)
 
 
@@ -152,6 +152,7 @@ def warn_of_ties(where: str, tied: int, queries: int) -> None:
             where,
             tied,
             queries,
+            extra={ONCE: f"{where}tied"},
         )
 
 
@@ -193,17 +194,17 @@ def evaluate(
 
 
 def results_table(evaluations: Mapping[str, Evaluation]) -> str:
-    """The figures as text, in percent, with 95 % intervals and the counting rule."""
-    titles = [title for rate in RATES for title in (rate, "95 %")]
-    headers = ["protocol", "", *titles, "chance", "queries", "counted", "gallery", "distractors"]
-    rows = []
+    """The figures as text, in percent, with counts, and below them their 95 % intervals: two tables within 80 columns."""
+    figures, intervals = [], []
     for name, evaluation in evaluations.items():
         for kind, score in ((kind, getattr(evaluation, kind)) for kind in KINDS):
             if score is not None:
-                ends = [(f"{100 * getattr(score, rate):.1f}", getattr(score, f"{rate}_interval").percent()) for rate in RATES]
-                counts = [score.queries, score.queries_counted, score.gallery, score.distractors]
-                rows.append([name, kind, *itertools.chain(*ends), f"{100 * score.chance:.1f}", *counts])
-    return table(headers, rows)
+                counts = [f"{score.queries_counted} of {score.queries}", score.gallery, score.distractors]
+                figures.append([name, kind, *(f"{100 * getattr(score, rate):.1f}" for rate in RATES), *counts])
+                ends = (getattr(score, f"{rate}_interval").percent() for rate in RATES)
+                intervals.append([name, kind, *ends, f"{100 * score.chance:.1f}"])
+    above = table(["protocol", "", *RATES, "queries", "gallery", "distractors"], figures)
+    return f"{above}\n\n{table(['95 %', '', *RATES, 'chance, R1'], intervals)}"
 
 
 def counting_rules(ranking: Ranking) -> dict[str, Any]:
@@ -223,8 +224,19 @@ def counting_line(ranking: Ranking) -> str:
     """The counting rules in one line, but for the method of the intervals."""
     own = "stay in" if ranking.same_modality else "are left out of"
     line = f"counted: queries with a match; images of the query's own modality {own} the gallery; distractors match nothing"
+    return "; ".join([line, *_steps_of(ranking)])
+
+
+def unusual_line(ranking: Ranking) -> str:
+    """Of the counting rules those that are not as released; empty where all are."""
+    left_out = [] if ranking.same_modality else ["without the gallery images of the query's own modality"]
+    return "; ".join([*left_out, *_steps_of(ranking)])
+
+
+def _steps_of(ranking: Ranking) -> list[str]:
+    steps = []
     if ranking.expansion:
-        line += "; queries expanded by {count} images, alpha {alpha:g}".format(**ranking.expansion)
+        steps.append("queries expanded by {count} images, alpha {alpha:g}".format(**ranking.expansion))
     if ranking.reranking:
-        line += "; re-ranked with k1 {k1}, k2 {k2}, lambda {lambda_value:g}".format(**ranking.reranking)
-    return line
+        steps.append("re-ranked with k1 {k1}, k2 {k2}, lambda {lambda_value:g}".format(**ranking.reranking))
+    return steps

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from processor.fusion import SampleSet, fuse_images
 from processor.ranking.comparison import METRICS, Comparison, compare_outcomes
 from processor.ranking.evaluation import Ranking, rank_protocol, score_protocol
 from processor.ranking.results import Outcome, Score
-from utils.errors import UsageError
+from utils.errors import UsageError, shorten
 from utils.log import table
 
 Store = tuple[str, SampleSet, Tensor, float]
@@ -190,10 +191,16 @@ def trials_table(trials: Sequence[Trial], best: Trial) -> str:
     protocols = list(trials[0].scores)
     rows = []
     for trial in trials:
-        figures = [f"{100 * trial.scores[name].mAP:.1f} / {100 * trial.scores[name].R1:.1f}" for name in protocols]
-        values = [trial.setting.get(name, "") for name in names] if trial.setting else ["without", *[""] * (len(names) - 1)]
-        rows.append([*values, *figures, f"{trial.seconds:.2f}", "<- chosen" if trial is best else ""])
-    return table([*names, *protocols, "seconds", ""], rows)
+        figures = [f"{100 * trial.scores[name].mAP:.1f}/{100 * trial.scores[name].R1:.1f}" for name in protocols]
+        values = [_cell(trial.setting.get(name, "")) for name in names]
+        values = values if trial.setting else ["without", *values[1:]]
+        rows.append(["*" if trial is best else "", *values, *figures, f"{trial.seconds:.2f}"])
+    return f"{table(['', *names, *protocols, 'seconds'], rows)}\n* chosen; mAP/R1"
+
+
+def _cell(value: Any) -> str:
+    """A setting in a narrow column; of a folder, its name."""
+    return shorten(Path(value).name, 16) if isinstance(value, str) else str(value)
 
 
 def verdict_text(gains: Mapping[str, Comparison], metric: str, what: str) -> str:
