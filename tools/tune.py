@@ -8,6 +8,7 @@ With DATASETS.VAL_FRACTION the choice is made on the validation ships of the tra
 import argparse
 import itertools
 import sys
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -265,7 +266,9 @@ def _score_aloud(data: HossData, features: Tensor, ranking: Ranking) -> dict[str
 
 
 def _keys(settings: Sequence[dict[str, Any]]) -> str:
-    return "\n".join(f"  {key} {value}" for choice in settings for key, value in choice.items())
+    style = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False, "break_long_words": False}
+    lines = [" ".join(f"{key} {value}" for key, value in choice.items()) for choice in settings]
+    return " \\\n".join(part for line in lines for part in textwrap.wrap(line, 78, **style))
 
 
 def main(arguments: Sequence[str]) -> None:
