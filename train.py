@@ -24,7 +24,7 @@ from datasets.catalogue import HossData
 from datasets.loaders import build_train_loader
 from datasets.validation import build_training_data
 from loss.criterion import build_criterion
-from model.build import build_model
+from model.build import build_model, choose_attention
 from model.pretrained import build_start
 from processor.engine import fit
 from processor.extraction import build_extractor
@@ -58,6 +58,7 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
     optimizers = [optimizer] if criterion.centers is None else [optimizer, build_center_optimizer(cfg, criterion.centers)]
     share_batch(model)
     precision, network = build_precision(cfg, device), distributed.wrap(model, device)
+    choose_attention(model, precision)
     build_compilation(cfg, network, learns=True)
     extractor, ranking = build_extractor(cfg, device, model=model), build_ranking(cfg, device)
 

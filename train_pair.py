@@ -24,7 +24,7 @@ from configs.command import open_training
 from datasets.loaders import build_pair_loader
 from datasets.pairs import Pair, read_optisar_pairs, read_registered_pairs
 from loss.terms import pair_loss
-from model.build import build_model
+from model.build import build_model, choose_attention
 from model.pretrained import build_start
 from processor.engine import fit
 from processor.pairs import PairTask
@@ -60,6 +60,7 @@ def build_pair_task(cfg, device: torch.device) -> PairTask:
     model.to(device)
     share_batch(model, halves=2)
     optimizer, precision, network = build_optimizer(cfg, model), build_precision(cfg, device), distributed.wrap(model, device)
+    choose_attention(model, precision)
     return PairTask(
         network=network,
         objective=pair_loss,

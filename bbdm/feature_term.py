@@ -7,6 +7,7 @@ Legend: B pairs, H x W pixels of the bridge's pictures, D features.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from configs.described import load_described
 from datasets.records import Modality
 from model.build import build_model
 from model.pretrained import load_weights
+from utils.checkpoint import without_start_values
 from utils.errors import UsageError
 
 
@@ -79,7 +81,7 @@ def build_feature_term(cfg, device: torch.device) -> FeatureTerm | None:
     if cfg.BBDM.SPACE != "pixel":
         raise UsageError("BBDM.FEATURE_WEIGHT looks at pictures, and BBDM.SPACE latent has none; set it to 0")
     own, _ = load_described(None, ["TEST.WEIGHT", path], "TEST.WEIGHT")
-    network = build_model(own)
+    network = without_start_values(partial(build_model, own))
     load_weights(path, network)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (own.INPUT.PIXEL_MEAN, own.INPUT.PIXEL_STD))
     return FeatureTerm(

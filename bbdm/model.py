@@ -20,6 +20,7 @@ from bbdm.first_stage import FirstStage, make_first_stage
 from bbdm.latents import OPTICAL, SAR, keep_statistics, statistics_of
 from bbdm.sampler import Noise, every_step, few_steps, released_steps, sample_few_steps, sample_released
 from bbdm.unet import Rescaler, UNet, make_unet
+from utils.checkpoint import without_start_values
 from utils.device import Precision
 from utils.errors import CheckpointError, UsageError
 from utils.global_batch import draw_rows
@@ -303,7 +304,7 @@ def build_first_stage(cfg, *, weights: str | Path = "") -> FirstStage | None:
         raise CheckpointError(
             "the latent model needs a first stage; set BBDM.FIRST_STAGE to its checkpoint (vq-f4, or your own)"
         )
-    stage = build_empty_first_stage(cfg)
+    stage = without_start_values(partial(build_empty_first_stage, cfg))
     fill_network(stage, read_first_stage(path), path, "BBDM.FIRST_STAGE_*")
     stage.before_quant_conv = cfg.BBDM.LATENT_BEFORE_QUANT_CONV
     return stage.eval().requires_grad_(False)
@@ -318,7 +319,7 @@ def build_bridge_model(
         UsageError: sizes that make no network.
         CheckpointError: weights of another shape, or no first stage.
     """
-    network = build_network(cfg)
+    network = build_network(cfg) if weights is None else without_start_values(partial(build_network, cfg))
     if weights is not None:
         fill_network(network, weights.averages if averaged else weights.weights, weights.path, NETWORK_KEYS)
     first_stage = build_first_stage(cfg, weights=weights.path if weights else "")

@@ -7,6 +7,7 @@ from model.heads import MarginHead, linear_head
 from model.reid import ReIDModel
 from model.resnet import ResNet50
 from model.transoss import PATCH_SIZE, TransOSS
+from utils.device import Precision
 from utils.errors import UsageError
 
 SIZES = {
@@ -16,6 +17,9 @@ SIZES = {
     "vit_mini_patch16_224_TransOSS": {"embed_dim": 192, "depth": 6, "num_heads": 3},
 }
 """MODEL.TRANSFORMER_TYPE -> sizes: those of ViT and DeiT, and half of tiny for demos on a CPU."""
+
+SHORT_SEQUENCE = 300
+"""Patches of which a batch's matrices of scores are small beside its other activations."""
 
 
 def build_model(cfg, num_identities: int = 0) -> ReIDModel:
@@ -46,6 +50,13 @@ def build_model(cfg, num_identities: int = 0) -> ReIDModel:
             if part is not None:
                 part.requires_grad_(False)
     return model
+
+
+def choose_attention(model: ReIDModel, precision: Precision) -> None:
+    """Have a network that learns attend as is fastest: by products in bfloat16 on a CPU, where they are few enough to keep."""
+    on_cpu = precision.device_type == "cpu" and precision.dtype is not None
+    if on_cpu and isinstance(model.base, TransOSS) and model.base.patch_embed.num_patches <= SHORT_SEQUENCE:
+        model.base.attend_by_products()
 
 
 def build_resnet(cfg) -> ResNet50:

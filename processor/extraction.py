@@ -19,10 +19,14 @@ from model.pretrained import load_weights
 from processor.feature_store import build_origin, chip_contents, hash_files, sample_contents, stored
 from processor.fusion import SampleSet
 from utils import distributed
-from utils.checkpoint import sha256
+from utils.checkpoint import sha256, without_start_values
 from utils.device import Precision, build_compilation, build_test_precision
 from utils.log import progress
 from utils.memory import fitting
+
+CPU_BATCH = 16
+"""Images that go through a network at a time on a CPU: what larger batches hold leaves its caches. Against 128, ViT-B takes
+14 % less time in float32 and 30 % less in bfloat16 (AVX-512, one core); features are the same."""
 
 
 @torch.inference_mode()
@@ -60,7 +64,7 @@ def extract_features(
         indices.append(batch.indices)
         batch = batch.to(device)
         with fitting("TEST.IMS_PER_BATCH", len(batch.indices), lambda size, batch=batch: see(batch.first(size))):
-            features.append(see(batch))
+            features += [see(part) for part in batch.split(CPU_BATCH if device.type == "cpu" else len(batch.indices))]
         bar.update(len(indices[-1]) * distributed.world_size())
     bar.close()
     # Features stay on the device until the end, so that no batch waits for a copy.
@@ -162,7 +166,7 @@ def build_extractor(
     """
     digest, origin, precision = "", None, build_test_precision(cfg, device)
     if model is None:
-        model = build_model(cfg)
+        model = without_start_values(partial(build_model, cfg))
         load_weights(weights, model)
         precision.cast(model.to(device))
         build_compilation(cfg, model)

@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional
 
 from loss.terms import pair_logits
-from model.build import SIZES, build_model
+from model.build import SHORT_SEQUENCE, SIZES, build_model, choose_attention
 from model.heads import MARGINS, MarginHead, arcface_logits, circle_logits, cosface_logits, linear_head
 from model.reid import ReIDModel
 from model.transoss import TransOSS, leading_tokens
 from tests.commands import tiny_cfg
+from utils.device import Precision
 from utils.errors import UsageError
 
 
@@ -44,6 +45,26 @@ def test_the_last_block_makes_the_class_tokens_that_it_would_make_among_all():
 
 def rows(batch: dict[str, torch.Tensor], index) -> dict[str, torch.Tensor]:
     return {name: value[index] for name, value in batch.items()}
+
+
+def test_attention_by_products_is_that_of_the_fused_function_and_of_training_alone():
+    model = build_model(tiny_cfg(MODEL__DROP_PATH=0.0), 3).train()
+    inputs = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]), torch.rand(4, 3)
+    fused = model.base(*inputs).shared
+    choose_attention(model, Precision("cpu"))
+    assert all(block.attn.fused_attn for block in model.base.blocks)
+    choose_attention(model, Precision("cpu", torch.bfloat16))
+    assert not any(block.attn.fused_attn for block in model.base.blocks)
+    torch.testing.assert_close(model.base(*inputs).shared, fused)
+    assert all(block.attn.fused_attn for block in model.eval().base.blocks)
+
+
+@pytest.mark.parametrize("image", [[272, 272], [288, 288]])
+def test_long_sequences_keep_no_matrix_of_scores(image):
+    model = build_model(tiny_cfg(INPUT__SIZE_TRAIN=image, INPUT__SIZE_TEST=image), 3).train()
+    choose_attention(model, Precision("cpu", torch.bfloat16))
+    long = model.base.patch_embed.num_patches > SHORT_SEQUENCE
+    assert all(block.attn.fused_attn is long for block in model.base.blocks)
 
 
 @pytest.mark.parametrize("modality", [0, 1])

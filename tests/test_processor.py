@@ -15,7 +15,7 @@ from datasets.records import Batch, Chip, Modality, Protocol
 from loss.criterion import Criterion
 from model.features import Features
 from model.reid import ReIDOutput
-from processor.extraction import extract_features
+from processor.extraction import CPU_BATCH, extract_features
 from processor.fusion import find_samples, fuse, fuse_images
 from processor.ranking.evaluation import Ranking, build_ranking, evaluate, rank_protocol, results_table
 from processor.ranking.reranking import rerank_apart
@@ -70,6 +70,20 @@ def test_features_come_in_the_order_of_the_images_each_once():
     assert not net.training
     after = extract_features(net, batches, count=5, device=CPU, precision=FLOAT32, neck="after")
     torch.testing.assert_close(after, 2 * found)
+
+
+def test_a_cpu_sees_a_large_batch_part_by_part_and_finds_the_same_features():
+    class Watched(Net):
+        sizes: tuple[int, ...] = ()
+
+        def forward(self, images, *others):
+            self.sizes += (len(images),)
+            return super().forward(images, *others)
+
+    net, batch = Watched(), batch_of(range(2 * CPU_BATCH + 3))
+    found = extract_features(net, [batch], count=len(batch.indices), device=CPU, precision=FLOAT32)
+    assert net.sizes == (CPU_BATCH, CPU_BATCH, 3)
+    torch.testing.assert_close(found, net.layer(batch.images.flatten(1)).detach())
 
 
 def test_a_mirrored_view_joins_the_feature_if_asked():

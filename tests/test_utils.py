@@ -15,7 +15,7 @@ from configs import load_cfg
 from configs.parser import config_parser
 from tests.commands import call, tiny_cfg
 from utils import cli, log
-from utils.checkpoint import load, load_state_dict, save, sha256, strip_prefix
+from utils.checkpoint import load, load_state_dict, save, sha256, strip_prefix, without_start_values
 from utils.device import Precision, build_compilation, build_device, find_device, find_precision
 from utils.errors import CheckpointError, DataError, UsageError
 from utils.files import replacing, write_json, write_text
@@ -200,6 +200,20 @@ def test_weights_that_are_cast_once_give_what_autocast_gives():
     assert [network[place].weight.dtype for place in (0, 1, 3)] == [torch.bfloat16, torch.float32, torch.bfloat16]
     plain = torch.nn.Linear(2, 2)
     assert Precision("cpu").cast(plain).weight.dtype is torch.float32
+
+
+def test_a_network_without_start_values_takes_weights_as_any_other():
+    def build() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+
+    state, network = torch.get_rng_state(), without_start_values(build)
+    assert torch.equal(torch.get_rng_state(), state)
+    tensors = network.state_dict()
+    assert all(value.device.type == "cpu" and not value.any() for value in tensors.values())
+    weights = build().state_dict()
+    assert {name: value.dtype for name, value in tensors.items()} == {name: value.dtype for name, value in weights.items()}
+    network.load_state_dict(weights)
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
 
 def test_a_network_is_compiled_only_where_that_is_asked_for_and_never_with_graphs_to_learn(monkeypatch):
