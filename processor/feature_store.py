@@ -22,6 +22,7 @@ from datasets.records import Chip
 from utils import distributed
 from utils.checkpoint import load, save, sha256
 from utils.errors import CheckpointError
+from utils.files import sweep_old
 from utils.log import describe_environment
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,8 @@ def stored(
     values = extract()
     seconds = time.perf_counter() - start
     if path is not None and distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep_old(folder)
         save(path, {"key": path.stem, "features": values, "sha256": _hash_tensor(values), "seconds": seconds})
     distributed.barrier()
     return values, seconds

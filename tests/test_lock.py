@@ -15,8 +15,8 @@ from tests.chip_files import write_hoss
 from tests.commands import call, settings
 from utils import lock
 from utils.errors import UsageError
-from utils.files import LOCK, replacing, sweep
-from utils.lock import own_folder
+from utils.files import LOCK, replacing, sweep, sweep_old
+from utils.lock import own_folder, replacing_folder
 
 HOLDING = """
 import fcntl, sys, time
@@ -164,3 +164,40 @@ def test_a_command_in_a_held_folder_ends_in_one_sentence(run, held):
         ended = call(program, *run[0], "OUTPUT_DIR", held[0])
         assert (ended.status, "another run is at work in" in ended.sentence) == (2, True)
     assert names(held[0]) == {LOCK}
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(ValueError, match="within"), replacing_folder(output) as temporary:
+        (temporary / "a").write_text("a")
+        assert not output.exists()
+        raise ValueError("within")
+    assert list(tmp_path.iterdir()) == []
+    output.mkdir()
+    with replacing_folder(output) as temporary:
+        (temporary / "a").write_text("a")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(UsageError, match="is not an empty folder"), replacing_folder(output):
+        pass
+    assert (output / "a").read_text() == "a"
+
+
+def test_what_a_killed_run_left_of_a_folder_is_swept_and_a_run_at_work_is_not(tmp_path):
+    (tmp_path / ".out.0123456789abcdef.tmp" / "HOSS").mkdir(parents=True)
+    (tmp_path / ".outer.0123456789abcdef.tmp").mkdir()
+    with replacing_folder(tmp_path / "out") as temporary:
+        assert temporary.is_dir()
+        with pytest.raises(UsageError, match="another run is at work"), replacing_folder(tmp_path / "out"):
+            pass
+        assert temporary.is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".outer.0123456789abcdef.tmp", "out"]
+
+
+def test_what_is_left_in_a_shared_folder_goes_after_a_day(tmp_path):
+    old, young, other = (tmp_path / f".{name}.0123456789abcdef.tmp.pth" for name in ("old", "young", "other"))
+    for path in (old, young, other.with_name("other.pth")):
+        path.write_bytes(b"")
+    os.utime(old, (0, 0))
+    os.utime(other.with_name("other.pth"), (0, 0))
+    sweep_old(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, "other.pth"]

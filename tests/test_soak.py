@@ -59,7 +59,7 @@ def quick(tmp_path_factory):
     torch.set_num_threads(1)
     wanted = {"bbdm.train", "tools.import_dataset"}
     found = [job for job in (*jobs.trainings(data), *jobs.makers(data, base)) if job.name in wanted]
-    yield {job.name: (job, measure(job, base / job.name)) for job in found}, base
+    yield {job.name: (job, measure(job, base / "run")) for job in found}, base
     torch.set_num_threads(threads)
 
 
@@ -77,11 +77,11 @@ def test_what_is_killed_goes_on_to_what_an_unkilled_run_leaves(quick, name):
 def test_kills_at_events_of_writing_happen(quick):
     known, base = quick
     job, reference = known["bbdm.train"]
-    fresh(job, base / "event")
-    ended = start(job, base / "event", Moment(event=reference.events // 2, place="within"))
+    fresh(job, base / "run")
+    ended = start(job, base / "run", Moment(event=reference.events // 2, place="within"))
     assert ended.status == -signal.SIGKILL
-    assert faults_of(base / "event") == []
-    assert contents_of(base / "event") != reference.contents
+    assert faults_of(base / "run") == []
+    assert contents_of(base / "run") != reference.contents
 
 
 def test_damaged_files_and_other_contents_are_seen(tmp_path):

@@ -68,6 +68,7 @@ from datasets.records import Modality
 from utils.cli import run
 from utils.errors import DataError, UsageError
 from utils.files import replacing
+from utils.lock import own_folder
 from utils.log import progress, setup_logging
 from utils.tables import write_csv
 
@@ -159,12 +160,13 @@ def main(arguments: Sequence[str]) -> None:
     if not all(0.5 <= margin <= 10 for margin in args.margins) or (args.pixel_size is not None and not args.pixel_size > 0):
         raise UsageError("--margins are from 0.5 to 10, and --pixel-size is above 0")
     boxes = read_boxes(args.boxes, args.coordinates)
-    rows, faults = cut_scene(args.scene, boxes, args.output, args)
-    for fault in faults:
-        print(fault)
-    if not rows:
-        raise DataError(f"no box of {args.boxes} gives a chip of {args.scene} (listed above)")
-    write_csv(args.output / "chips.csv", HEADERS, rows)
+    with own_folder(args.output):
+        rows, faults = cut_scene(args.scene, boxes, args.output, args)
+        for fault in faults:
+            print(fault)
+        if not rows:
+            raise DataError(f"no box of {args.boxes} gives a chip of {args.scene} (listed above)")
+        write_csv(args.output / "chips.csv", HEADERS, rows)
     print(f"{args.output}: {len(rows)} chips and chips.csv")
     if faults:
         raise DataError(f"{len(faults)} of {len(boxes)} boxes gave no chip (listed above); everything else was done")

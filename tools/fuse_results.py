@@ -42,6 +42,7 @@ if __name__ == "__main__":
 from utils.cli import run
 from utils.errors import DataError, UsageError, shown, some
 from utils.files import write_json, write_text
+from utils.lock import own_folder
 from utils.reading import parse_json, read_text
 from utils.tables import csv_text, read_cell
 
@@ -158,8 +159,9 @@ def main(arguments: Sequence[str]) -> None:
         query: places[: args.top_k or None]
         for query, places in fuse_rankings(list(files.values()), constant=args.constant).items()
     }
-    write_text(args.output / "ranking.csv", format_csv(fused))
-    write_json(args.output / "prediction.json", {query: [name for name, _ in places] for query, places in fused.items()})
+    with own_folder(args.output):
+        write_text(args.output / "ranking.csv", format_csv(fused))
+        write_json(args.output / "prediction.json", {query: [name for name, _ in places] for query, places in fused.items()})
     print(f"{len(fused)} queries fused from {len(files)} files: {args.output}")
 
 

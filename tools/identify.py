@@ -66,6 +66,7 @@ from tools.calibrate import calibration_path
 from utils.cli import run
 from utils.errors import DataError, UsageError
 from utils.files import write_json, write_text
+from utils.lock import own_folder
 from utils.reading import read_json
 from utils.tables import write_csv
 
@@ -315,9 +316,10 @@ def main(arguments: Sequence[str]) -> None:
         copies = hide_copies(distances, hash_files([s.chip.path for s in query]), files)
         answers = make_answers(query, known, distances, calibration, false_alarms=args.false_alarms)
         lines = summary(answers, known, copies, args.false_alarms)
-        write_csv(args.output / "answers.csv", HEADERS, answer_rows(answers))
-        write_json(args.output / "answers.json", [dict(zip(HEADERS, row)) for row in answer_rows(answers)])
-        write_text(args.output / "answers.html", render_page(answers, read, lines, indexed.pictures(answers)))
+        with own_folder(args.output):
+            write_csv(args.output / "answers.csv", HEADERS, answer_rows(answers))
+            write_json(args.output / "answers.json", [dict(zip(HEADERS, row)) for row in answer_rows(answers)])
+            write_text(args.output / "answers.html", render_page(answers, read, lines, indexed.pictures(answers)))
         print("\n".join([*lines, f"{args.output}: answers.csv, answers.json, answers.html"]))
         count_broken(*sides, gathered)
 

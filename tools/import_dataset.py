@@ -68,6 +68,7 @@ from datasets.records import DISTRACTOR, Chip, Modality, Split
 from datasets.sar import render_percentile
 from utils.cli import run
 from utils.errors import DataError, UsageError
+from utils.lock import replacing_folder
 from utils.log import progress, setup_logging, table
 from utils.tables import write_csv
 
@@ -201,10 +202,7 @@ def write_parts(output: Path, files: Mapping[Path, Chip], table: ChipTable, *, w
         DataError: links are not possible there.
         OSError: the disk is full or the folder cannot be written to.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} exists and is not an empty folder; name a new folder with --output, or delete it first")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
+    with replacing_folder(output) as temporary:
         for folder in {place.parent for place in files}:
             (temporary / folder).mkdir(parents=True)
         with progress(len(files), "writing chips", unit="chip") as bar:
@@ -212,11 +210,6 @@ def write_parts(output: Path, files: Mapping[Path, Chip], table: ChipTable, *, w
                 _bring(chip.path, temporary / place, way)
                 bar.update()
         _write_origins(temporary / "images.csv", files, table)
-        if output.exists():
-            output.rmdir()  # empty, as was seen above; not every system renames onto it
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _bring(source: Path, target: Path, way: str) -> None:

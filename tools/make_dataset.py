@@ -6,7 +6,6 @@ out as generated samples: perfect pictures for `tools.oracle`, which no split ra
 
 import argparse
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -57,6 +56,7 @@ from datasets.ships.counts import SIZES, View, plan_views
 from datasets.ships.world import World
 from utils.cli import run
 from utils.errors import UsageError
+from utils.lock import replacing_folder
 from utils.log import progress
 
 
@@ -83,12 +83,9 @@ def write_dataset(output: Path, views: Sequence[View], world: World, *, spare_vi
         UsageError: `output` is a file or a folder that is not empty.
         OSError: the disk is full or the folder cannot be written to.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} exists and is not an empty folder; name a new folder with --output, or delete it first")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     folders = [Path("HOSS", FOLDERS[split]) for split in (Split.TRAIN, Split.QUERY, Split.GALLERY)]
     folders += [Path("spare", name) for name in ("train", "test") if spare_views]
-    try:
+    with replacing_folder(output) as temporary:
         for folder in folders:
             (temporary / folder).mkdir(parents=True)
         ships = [list(group) for _, group in groupby(views, key=lambda view: view.number)]
@@ -96,11 +93,6 @@ def write_dataset(output: Path, views: Sequence[View], world: World, *, spare_vi
         with progress(len(views), "drawing ships", unit="chip") as bar:
             for count in _each(write, ships, workers):
                 bar.update(count)
-        if output.exists():
-            output.rmdir()  # empty, as was seen above; not every system renames onto it
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _each(write: partial, ships: Sequence[list[View]], workers: int) -> Iterable[int]:

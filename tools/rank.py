@@ -66,6 +66,7 @@ from processor.ranking.retrieval import mostly_tied, squared_distances
 from utils.cli import run
 from utils.errors import UsageError
 from utils.files import replacing, write_json, write_text
+from utils.lock import own_folder
 from utils.log import fold, progress
 from utils.tables import csv_text
 
@@ -219,11 +220,12 @@ def main(arguments: Sequence[str]) -> None:
         count = len(query) + len(gallery)
         turned = features[count:] if args.both_ends else None
         lists = rank_records(query, gallery, features[:count], build_ranking(cfg, device), top_k=args.top_k, turned=turned)
-        write_text(args.output / "ranking.csv", format_lists(lists, *names))
-        write_json(args.output / "prediction.json", prediction(lists, *names))
-        if args.sheets:
-            best = [RankedList(ranked.query, ranked.found[:10], ranked.distances[:10]) for ranked in lists]
-            write_sheets(args.output / "sheets", best, read, names)
+        with own_folder(args.output):
+            write_text(args.output / "ranking.csv", format_lists(lists, *names))
+            write_json(args.output / "prediction.json", prediction(lists, *names))
+            if args.sheets:
+                best = [RankedList(ranked.query, ranked.found[:10], ranked.distances[:10]) for ranked in lists]
+                write_sheets(args.output / "sheets", best, read, names)
         print(fold(f"{len(query)} queries ranked against {len(gallery)} gallery pictures: {args.output}", sys.stdout))
         count_broken(asking, asked)
 

@@ -64,6 +64,7 @@ from processor.report.pictures import chip_uris, jpeg_uri
 from utils.cli import run
 from utils.errors import UsageError
 from utils.files import write_json, write_text
+from utils.lock import own_folder
 from utils.tables import write_csv
 
 HEADERS = ["query", "rank", "chip", "path", "distance", "ship", "modality", "sensor", "time", "longitude", "latitude"]
@@ -171,9 +172,10 @@ def main(arguments: Sequence[str]) -> None:
         among = f"{index.count(conditions)} of {len(index)} chips of {args.index}"
         lines = [f"{len(lists)} queries among {among}{', every vector compared' if args.exact else ''}"]
         rows = found_rows(lists)
-        write_csv(args.output / "found.csv", HEADERS, rows)
-        write_json(args.output / "found.json", [dict(zip(HEADERS, row)) for row in rows])
-        write_text(args.output / "found.html", render_found(lists, read, lines))
+        with own_folder(args.output):
+            write_csv(args.output / "found.csv", HEADERS, rows)
+            write_json(args.output / "found.json", [dict(zip(HEADERS, row)) for row in rows])
+            write_text(args.output / "found.html", render_found(lists, read, lines))
         print("\n".join([*lines, f"{args.output}: found.csv, found.json, found.html"]))
         count_broken(gathered)
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,6 +72,14 @@ def _settle(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sweep_old(folder: Path, seconds: float = 86_400.0) -> None:
+    """Delete what killed runs left half-written in a folder that several share, if it is so old that none is at work on it."""
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > seconds:
+                path.unlink()
 
 
 def sweep(folder: Path) -> None:

@@ -34,7 +34,7 @@ def measure_all(base: Path, wanted: Callable[[Job], bool], tell: Callable[[str],
     )  # fmt: skip
     for job in (job for stage in stages for job in stage):
         if wanted(job):
-            reference = measure(job, base / "reference" / job.name)
+            reference = measure(job, base / "run")
             found.append((job, reference, Survived(job.name)))
             tell(
                 f"{job.name}: {reference.seconds:.1f} s, {reference.events} events of writing, {len(reference.contents)} files"

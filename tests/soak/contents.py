@@ -28,7 +28,8 @@ def faults_of(folder: Path) -> list[str]:
 def files_of(folder: Path) -> Iterator[Path]:
     """Files that a command has finished."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not any(part.startswith(".") or part.endswith(".lance") for part in parts):
             yield path
 
 

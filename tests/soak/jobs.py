@@ -1,6 +1,7 @@
 """Commands that write, small enough for a second, to be killed."""
 
 import csv
+import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ import train
 import train_pair
 from tests.chip_files import write_hoss
 from tests.commands import settings
+from tests.soak import indexing
 from tests.test_bbdm_programs import TINY as BRIDGE
 from tests.test_pretrain import write_pairs
-from tests.test_rank import SMALL
 from tools import calibrate, convert_weights, cut_chips, fuse_results, import_dataset, make_dataset, rank, repeat, report, tune
 from utils.files import write_text
 
@@ -40,6 +41,7 @@ class Job:
         ranks: processes that work together.
         prepare: puts into the folder of a run what has to lie there.
         refuses: name, in that folder, of an output that is refused if it is there; it appears whole or not at all.
+        shares: starts of the names of hidden files that may be left for a day, since other runs may be at work on them.
     """
 
     name: str
@@ -48,6 +50,11 @@ class Job:
     ranks: int = 1
     prepare: Callable[[Path], None] = lambda folder: None
     refuses: str = ""
+    shares: str | tuple[str, ...] = ""
+
+    def may_leave(self, name: str) -> bool:
+        """Whether what a kill leaves under this name may stay."""
+        return bool(self.shares) and name.startswith(self.shares)
 
     def is_done(self, folder: Path) -> bool:
         """Whether the command would refuse to start again, since all is there."""
@@ -89,6 +96,7 @@ def tests(data: Path, made: Path) -> list[Job]:
     weights, samples = made / "train" / "transformer_2.pth", made / "bbdm.sample"
     fusion = {"DATASETS.QUERY_ADD_DIR": samples, "DATASETS.GALLERY_ADD_DIR": samples}
     query, gallery = (data / "HOSS" / name for name in ("query", "bounding_box_test"))
+    many = write_hoss(made.parent / "many", train_ships=0, test_ships=44, views=1)
 
     def weights_in(folder: Path) -> None:
         shutil.copy(weights, folder / "w.pth")
@@ -106,6 +114,7 @@ def tests(data: Path, made: Path) -> list[Job]:
                 *("--weights", weights),
                 *words_of(reid | fusion | {"TEST.FEATURE_STORE": folder / "store", "OUTPUT_DIR": folder / "out"}),
             ],
+            shares="store/",
         ),
         Job(
             "tools.tune",
@@ -115,8 +124,11 @@ def tests(data: Path, made: Path) -> list[Job]:
                 *words_of(reid | {"TEST.FEATURE_STORE": folder / "store"}),
             ],
             prepare=weights_in,
+            shares=("store/", ".w.", ".t."),
         ),
-        Job("tools.report", report, lambda folder: [folder / "out", "--attention", 2], prepare=tested_in),
+        Job(
+            "tools.report", report, lambda folder: [folder / "out", "--attention", 2], prepare=tested_in, shares="out/.report."
+        ),
         Job(
             "tools.rank",
             rank,
@@ -128,25 +140,29 @@ def tests(data: Path, made: Path) -> list[Job]:
         Job(
             "tools.calibrate",
             calibrate,
-            lambda folder: ["--weights", folder / "w.pth", "--data", data, *words_of({**SMALL, **reid_sizes(weights)})],
+            lambda folder: ["--weights", folder / "w.pth", "--data", many, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0],
             prepare=weights_in,
+            shares=".w.",
         ),
         Job(
             "tools.convert_weights",
             convert_weights,
             lambda folder: [weights, folder / "w.safetensors"],
             refuses="w.safetensors",
+            shares=".w.",
         ),
+        *[
+            Job(
+                "tools.index",
+                indexing,
+                lambda folder: [
+                    *("--weights", weights, "--chips", gallery, "--index", folder / "index", "--batch", 7),
+                    *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0),
+                ],
+            )
+        ]
+        * (importlib.util.find_spec("lancedb") is not None),
     ]
-
-
-def reid_sizes(weights: Path) -> dict[str, object]:
-    """Settings of the network that `trainings` trains."""
-    return {
-        "MODEL.TRANSFORMER_TYPE": "vit_mini_patch16_224_TransOSS",
-        "INPUT.SIZE_TRAIN": "[32,32]",
-        "INPUT.SIZE_TEST": "[32,32]",
-    }
 
 
 def makers(data: Path, base: Path) -> list[Job]:
