@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -26,13 +27,14 @@ from tests.chip_files import write_hoss
 from tests.commands import call, settings
 from tests.test_survival import at_step
 from tools import convert_weights
-from utils import checkpoint, memory
+from utils import checkpoint, children, memory
 from utils.checkpoint import load, save
 from utils.children import run_child
 from utils.errors import DataError, ResourceError
 from utils.files import replacing, write_json
 from utils.log import MetricsWriter, setup_logging
 from utils.memory import explain, fitting
+from utils.signals import Interrupted, raising
 
 ROOT = Path(__file__).parent.parent
 
@@ -323,3 +325,19 @@ def test_a_child_ends_with_its_parent_however_that_ends(tmp_path, number):
 
 def test_a_child_of_a_parent_that_lives_is_left_alone(tmp_path):
     assert run_child(["-c", "from utils.children import end_with_parent as e; e(); import sys; sys.exit(7)"], folder=ROOT) == 7
+
+
+def test_a_child_that_does_not_end_is_killed_and_named(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(children, "PATIENCE", 0.2)
+    deaf = "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    deaf += "pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+
+    def ask():
+        while not (tmp_path / "deaf").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=ask).start()
+    with raising(), pytest.raises(Interrupted):
+        run_child(["-c", deaf, str(tmp_path / "deaf")])
+    assert "did not end within" in caplog.text

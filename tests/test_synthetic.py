@@ -4,8 +4,10 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -442,6 +444,19 @@ def test_a_spare_view_has_another_pass_of_its_scene_and_the_next_one_of_another_
         assert own and view.scene not in own
         others |= own
     assert others == {1, 2, 3}
+
+
+def note(folder, item):
+    time.sleep(0.02)
+    (folder / str(item)).touch()
+    return 1
+
+
+def test_processes_that_draw_stop_where_nobody_asks_any_more(tmp_path):
+    drawing = make_dataset._each(partial(note, tmp_path), range(400), 2)
+    next(drawing)
+    drawing.close()
+    assert len(list(tmp_path.iterdir())) < 300
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):

@@ -100,8 +100,11 @@ def _each(write: partial, ships: Sequence[list[View]], workers: int) -> Iterable
     if workers == 1:
         yield from map(write, ships)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    pool = ProcessPoolExecutor(workers)
+    try:
         yield from pool.map(write, ships, chunksize=min(16, len(ships) // workers + 1))
+    finally:
+        pool.shutdown(cancel_futures=True)  # who is asked to end does not draw the rest first
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -4,7 +4,9 @@ The standard input of a child is a pipe that its parent holds and never writes t
 and the child then asks itself to end.
 """
 
+import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from utils.errors import shorten
 from utils.signals import Interrupted
+
+logger = logging.getLogger(__name__)
 
 WATCHED = "MOS_PARENT_HOLDS_STDIN"
 """Environment variable that tells a child so."""
@@ -45,10 +50,11 @@ def run_child(arguments: Sequence[str], *, folder: Path | None = None, environme
 def _end(child: subprocess.Popen) -> None:
     try:
         child.wait(PATIENCE)
-    except BaseException:
-        child.kill()
+    except subprocess.TimeoutExpired:
+        logger.warning("%s did not end within %d s of being asked, and was killed", shorten(shlex.join(child.args)), PATIENCE)
+    finally:
+        child.kill()  # nothing happens to one that has ended
         child.wait()
-        raise
 
 
 def end_with_parent() -> None:
