@@ -3,7 +3,8 @@
 Legend: I test images, S of them with samples, K samples of each, D feature width.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from datasets.generated import read_samples
-from datasets.records import Chip, Modality
+from datasets.records import Chip, Modality, Protocol
+from processor.ranking.retrieval import squared_distances
 from utils.errors import DataError
 
 
@@ -51,6 +53,47 @@ def fuse_images(features: Tensor, sample_features: Tensor, sources: Sequence[int
     index = torch.as_tensor(sources)
     fused[index] = fuse(fused[index], sample_features, tau=tau)
     return fused
+
+
+def largest_move(tau: float) -> float:
+    """How far fusion can move a feature of norm 1, whatever the pictures: 2 sin(a / 2) with sin a = tau / (1 - tau).
+
+    The generated part has a norm of tau at most, so it turns the feature by a at most, where it is orthogonal to the sum. From
+    tau 0.5 on it can turn it anywhere, which is 2 away at most.
+    """
+    return 2 * math.sin(math.asin(tau / (1 - tau)) / 2) if tau < 0.5 else 2.0
+
+
+def count_movable(protocol: Protocol, images: Sequence[Chip], features: Tensor, sources: Collection[int], tau: float) -> int:
+    """How many queries of a protocol could gain or lose their first rank by fusion of weight tau, whatever the pictures.
+
+    A distance changes by `largest_move` at most for each of its ends that has pictures (triangle inequality), so a query keeps
+    its first rank, or goes on without it, unless the nearest match and the nearest other image are nearer to each other.
+
+    Args:
+        protocol: over `images`.
+        images: (I,) the test images.
+        features: (I, D), of norm 1, before fusion.
+        sources: indices of images with pictures.
+        tau: weight of the pictures, 0..1.
+    """
+    move, has = largest_move(tau), set(sources)
+    ships = torch.tensor([chip.ship for chip in images])
+    moves = torch.tensor([move if index in has else 0.0 for index in range(len(images))])
+    gallery, count = torch.tensor(protocol.gallery), 0
+    for query in torch.tensor(protocol.query).split(256):
+        distances = squared_distances(features[query], features[gallery]).sqrt()
+        matches = ships[query][:, None] == ships[gallery]
+        near, far = ((distances + sign * moves[gallery]) for sign in (-1, 1))
+
+        def nearest(values: Tensor, taken: Tensor) -> Tensor:
+            return values.masked_fill(~taken, math.inf).min(dim=1).values
+
+        lost = nearest(near, ~matches) - nearest(far, matches) <= 2 * moves[query]
+        won = nearest(near, matches) - nearest(far, ~matches) <= 2 * moves[query]
+        hit = nearest(distances, matches) < nearest(distances, ~matches)
+        count += int((torch.where(hit, lost, won) & matches.any(dim=1)).sum())
+    return count
 
 
 @dataclass(frozen=True)

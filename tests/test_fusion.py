@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional
 
-from datasets.records import Chip, Modality, Split
-from processor.fusion import build_samples, find_samples
+from datasets.records import Chip, Modality, Protocol, Split
+from processor.fusion import build_samples, count_movable, find_samples, fuse, largest_move
 from tests.chip_files import write_chip
 from tests.commands import tiny_cfg
 from utils.errors import DataError
@@ -70,3 +72,32 @@ def test_the_configuration_names_folders_and_number(images, tmp_path):
     released = build_samples(tiny_cfg(**changes, TEST__GENERATED_SIZE="file"), images)
     assert all(chip.measured for own in released.chips for chip in own)
     assert [own[0].path.parent.name for own in found.chips] == ["q", "q", "g"]
+
+
+def test_no_picture_moves_a_feature_further_than_the_bound():
+    draws = torch.Generator().manual_seed(0)
+    features = functional.normalize(torch.randn(200, 3, generator=draws, dtype=torch.float64))
+    for tau in (0.02, 0.2, 0.45):
+        moved = fuse(features, torch.randn(200, 1, 3, generator=draws, dtype=torch.float64), tau=tau)
+        reached = (moved - features).norm(dim=1).max().item()
+        assert 0.95 * largest_move(tau) < reached <= largest_move(tau) + 1e-12
+    assert largest_move(0) == 0 and largest_move(0.5) == largest_move(0.9) == 2
+
+
+def test_queries_near_a_change_of_their_first_rank_are_counted():
+    """A query of ship 1 at angle 0; its match at `near`, another ship at 0.5; the bound of tau 0.1 is 0.111 an end."""
+    optical, sar = Modality.OPTICAL, Modality.SAR
+
+    def count(near, sources, tau=0.1):
+        angles = torch.tensor([0.0, near, 0.5])
+        ships = (1, 1, 2)
+        images = [Chip(Path(str(n)), ship, sar if n else optical, Split.QUERY) for n, ship in enumerate(ships)]
+        features = torch.stack([angles.cos(), angles.sin()], dim=1)
+        return count_movable(Protocol("O2S", (0,), (1, 2)), images, features, sources, tau)
+
+    assert count(0.4, (0,)) == 1 and count(0.6, (0,)) == 1  # nearer than 2 * 0.111 to each other
+    assert count(0.2, (0,)) == 0 and count(0.8, (0,)) == 0
+    assert count(0.2, (0, 1, 2)) == 1  # every end moves
+    assert count(0.2, ()) == 0 and count(0.4, (0,), tau=0.0) == 0
+    lone = [Chip(Path("a"), 3, optical, Split.QUERY), Chip(Path("b"), 2, sar, Split.QUERY)]
+    assert count_movable(Protocol("O2S", (0,), (1,)), lone, torch.eye(2), (0,), 0.9) == 0  # it does not count

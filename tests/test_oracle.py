@@ -171,9 +171,9 @@ def test_validation_ships_choose_the_tau():
     test = {"plain": trials_of((None, [0.1] * 4)), "fused": trials_of((0.0, [0.9] * 4), (0.5, [0.3] * 4))}
     validating = {"plain": trials_of((None, [0.1] * 3)), "fused": trials_of((0.0, [0.1] * 3), (0.5, [0.2] * 3))}
     found = oracle.settle_rows(test, validating, "ALL", "mAP")
-    assert found["fused"][0] == 0.5
+    assert found["fused"][0] == {"tau": 0.5}
     assert [outcome.AP for outcome in found["fused"][1]] == [0.3] * 4
-    assert found["plain"][0] is None
+    assert found["plain"][0] == {"tau": None}
 
 
 def test_without_validation_ships_queries_of_other_ships_choose():
@@ -191,12 +191,12 @@ def measured(root, tmp_path, *options, **changes):
     return ended, json.loads((tmp_path / "out.json").read_text()) if ended.status == 0 else None
 
 
-def write_store(folder, images):
+def write_store(folder, images, count=1):
     folder.mkdir(parents=True)
     for number, own in enumerate(images):
-        if own.modality is Modality.OPTICAL:
-            pixels = np.random.default_rng(number).integers(0, 256, (60, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{own.path.stem}_0.png")
+        for k in range(count if own.modality is Modality.OPTICAL else 0):
+            pixels = np.random.default_rng([number, k]).integers(0, 256, (60, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{own.path.stem}_{k}.png")
     return folder
 
 
@@ -213,7 +213,8 @@ def test_every_row_is_measured(root, tmp_path):
         assert [row["row"] for row in rows] == ROWS
         assert [row["tau"] is None for row in rows] == [True, False, True, False, False, False, False, False]
     assert "spare SAR views: 4 chips of the gallery" in ended.out and "are not ranked" in ended.out
-    assert "queries of other ships of the test split choose" in ended.out
+    assert "queries of other ships choose" in ended.out
+    assert set(report["movable"]) == {"ALL", "O2S", "S2O"} and "tau 0.02 can change the first rank of" in ended.out
     assert "the weights do not say" in ended.out
 
 
@@ -233,6 +234,16 @@ def test_plain_is_what_test_py_finds_and_spare_folders_leave_the_gallery_whole(r
         assert found["oracle: a spare SAR view"] == pytest.approx(tested[name]["fused"]["mAP"])
 
 
+def test_a_second_spare_view_is_the_oracle_of_another_radar(root, tmp_path):
+    store = write_store(tmp_path / "spare", read_hoss(root / "data", train=False).images, count=2)
+    options = ("--spare", store, "--taus", "0.5", "--kinds", "lda", "--shrinkages", "0.1", "--dimensions", "0,3")
+    _, report = measured(root, tmp_path, *options)
+    for rows in report["protocols"].values():
+        found = {row["row"]: row for row in rows}
+        assert found["oracle: a spare SAR view"]["mAP"] != found["oracle: a view by another radar"]["mAP"]
+        assert found["common space: lda"]["shrinkage"] == 0.1 and found["common space: lda"]["dimensions"] in (0, 3)
+
+
 def test_validation_ships_choose_where_they_are_asked_for(root, tmp_path):
     ended, _ = measured(root, tmp_path, "--kinds", "centre", DATASETS__VAL_FRACTION=0.4)
     assert ended.status == 1  # of two views one is a query: the validation gallery has none to spare
@@ -240,7 +251,7 @@ def test_validation_ships_choose_where_they_are_asked_for(root, tmp_path):
     store = write_store(tmp_path / "val", read_hoss(root / "data", test=False).train)
     ended, report = measured(root, tmp_path, "--val-spare", store, "--kinds", "centre", DATASETS__VAL_FRACTION=0.4)
     assert ended.status == 0, ended.err
-    assert report["tau"] == "tau chosen on validation ships, 0.4 of the training set, seed 1234"
+    assert report["choice"] == "settings chosen on validation ships, 0.4 of the training set, seed 1234"
 
 
 @pytest.mark.parametrize(
@@ -260,22 +271,22 @@ def test_wrong_calls_end_in_a_sentence(root, tmp_path, options, changes, words):
 
 def test_the_gap_and_gains_are_in_the_table():
     rows = {
-        "plain": (None, PLAIN),
-        "fused": (0.3, outcomes([(ship, 0.5) for ship in range(40)])),
-        "oracle: a spare SAR view": (0.6, GOAL),
+        "plain": ({"tau": None}, PLAIN),
+        "fused": ({"tau": 0.3, "shrinkage": 0.01, "dimensions": 64}, outcomes([(ship, 0.5) for ship in range(40)])),
+        "oracle: a spare SAR view": ({"tau": 0.6}, GOAL),
     }
     report = oracle.report_rows(rows, "mAP")
     assert report[1]["gain"] == pytest.approx(0.3)
     assert report[1]["gap_closed"] == pytest.approx(0.3 / 0.6005)
     lines = oracle.format_rows(report, "O2S", "mAP").splitlines()
-    assert lines[0].split()[:2] == ["O2S", "tau"]
-    assert lines[3].split()[:5] == ["fused", "0.3", "50.0", "100.0", "+30.0"]
-    assert lines[lines.index("") + 3].split() == ["fused", "50", "50", "..", "50"]
+    assert lines[3].split()[:4] == ["fused", "50.0", "100.0", "+30.0"]
+    told = lines[lines.index("") + 3].split()
+    assert told == ["fused", "tau", "0.3,", "e", "0.01,", "64", "50", "50", "..", "50"]
 
 
 def test_protocols_that_validation_lacks_choose_for_themselves():
     own = {"fused": [Trial({"tau": 0.1}, {"O2S": score_of([0.5] * 3)}, 0.0)]}
-    assert oracle.settle_rows(own, {"fused": trials_of((0.1, [0.5] * 3))}, "O2S", "mAP")["fused"][0] == 0.1
+    assert oracle.settle_rows(own, {"fused": trials_of((0.1, [0.5] * 3))}, "O2S", "mAP")["fused"][0] == {"tau": 0.1}
 
 
 def test_no_view_to_spare_is_told():

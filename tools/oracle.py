@@ -8,9 +8,11 @@ Legend: I images, S of them with a picture, K pictures of each, D feature width.
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="of spaces (centre,ridge,lda,cca)",
     )
+    shares, counts = [0.003, 0.01, 0.03, 0.1, 0.3], [32, 64, 128]
+    parser.add_argument("--shrinkages", type=list_of(float), default=shares, metavar="A,B", help="of spaces (0.003 to 0.3)")
+    parser.add_argument("--dimensions", type=list_of(int), default=counts, metavar="A,B", help="of spaces (32,64,128)")
     parser.add_argument("--metric", default="mAP", choices=("mAP", "R1"), help="whose gap it is (mAP)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
     parser.add_argument("--verbose", action="store_true", help="say also what figures count, and how intervals are made")
@@ -57,9 +62,9 @@ from configs.command import Command, open_command
 from datasets.catalogue import HossData, read_hoss
 from datasets.loaders import build_chip_reading
 from datasets.validation import build_training_data, build_validation_data
-from processor.common_space import FITS, build_space_chips, fit_chips
+from processor.common_space import FITS, CommonSpace, build_space_chips, fit_chips
 from processor.extraction import Extractor, build_extractor
-from processor.fusion import SampleSet, find_samples, fuse_images
+from processor.fusion import SampleSet, count_movable, find_samples, fuse_images
 from processor.ranking.comparison import METRICS, compare_outcomes, gap_closed
 from processor.ranking.evaluation import Ranking, build_ranking, counting_line, unusual_line
 from processor.ranking.intervals import PAIRED_METHOD
@@ -72,9 +77,25 @@ from utils.errors import UsageError
 from utils.files import write_json
 from utils.log import fold, progress, table
 
-Row = tuple[Tensor, Sequence[int], Tensor | None]
-"""Features (I, D) of the images, which of them have pictures, and the features (S, K, D) of these; None for no pictures."""
 
+@dataclass(frozen=True)
+class Candidate:
+    """Features that a row may be ranked by; of a row with several, one is chosen.
+
+    Attributes:
+        features: (I, D) of the images, of any norm.
+        sources: which of them have pictures.
+        generated: (S, K, D) features of these pictures, which are tried at every tau; None without.
+        setting: of the common space, by name; empty without one.
+    """
+
+    features: Tensor
+    sources: Sequence[int] = ()
+    generated: Tensor | None = None
+    setting: Mapping[str, Any] = field(default_factory=dict)
+
+
+RELEASED_TAU = 0.02
 PLAIN, FUSED, ORACLE, OTHER_RADAR = "plain", "fused", "oracle: a spare SAR view", "oracle: a view by another radar"
 
 
@@ -90,30 +111,21 @@ def find_views(data: HossData, folder: Path | None) -> tuple[HossData, SampleSet
     return ranked, samples, told
 
 
-def build_rows(cfg, extractor: Extractor, data: HossData, spare: SampleSet, store: str, kinds: Sequence[str]) -> dict[str, Row]:
+def build_rows(cfg, extractor: Extractor, data: HossData, spare: SampleSet, store: str, args) -> dict[str, list[Candidate]]:
     """What is compared, by name, in the order of the table; the first is plain."""
-    training = build_training_data(cfg).train
     features = extractor.features(data.images, description="features")
     views, _ = extractor.samples(spare, description="features of spare views")
-    rows: dict[str, Row] = {PLAIN: (features, (), None)}
+    rows, fused = {PLAIN: [Candidate(features)]}, None
     if store:
         found = find_samples(data.images, query_dir=store, gallery_dir=store, measured=cfg.TEST.GENERATED_SIZE == "file")
-        rows[FUSED] = (features, found.sources, extractor.samples(found, description="features of samples")[0])
-    if kinds:
-        fitted = build_space_chips(cfg)
-        known = extractor.features(fitted, description="features of training ships")
-    for kind in kinds:
-        settings = {"shrinkage": cfg.TEST.COMMON_SPACE_SHRINKAGE, "dimensions": cfg.TEST.COMMON_SPACE_DIMENSIONS}
-        space = fit_chips(kind, known, fitted, **settings)
-        mapped = space.map_images(features, [chip.modality for chip in data.images])
-        rows[f"common space: {kind}"] = (mapped, (), None)
-        if store:
-            _, sources, generated = rows[FUSED]
-            rows[f"common space: {kind}, fused"] = (mapped, sources, space.map_samples(generated))
-    rows[ORACLE] = (features, spare.sources, views[:, :1])
+        fused = Candidate(features, found.sources, extractor.samples(found, description="features of samples")[0])
+        rows[FUSED] = [fused]
+    rows |= build_space_rows(cfg, extractor, data, fused or rows[PLAIN][0], args)
+    rows[ORACLE] = [Candidate(features, spare.sources, views[:, :1])]
     if spare.per_image > 1:
-        rows[OTHER_RADAR] = (features, spare.sources, views[:, 1:2])
-    rows["another ship of that size"] = (features, spare.sources, views[match_sizes(spare), :1])
+        rows[OTHER_RADAR] = [Candidate(features, spare.sources, views[:, 1:2])]
+    rows["another ship of that size"] = [Candidate(features, spare.sources, views[match_sizes(spare), :1])]
+    training = build_training_data(cfg).train
     drawings = {
         "the optical picture in grey": draw_grey,
         "the mean SAR picture": build_mean_drawing(training, build_chip_reading(cfg), tuple(cfg.INPUT.SIZE_TEST)),
@@ -121,54 +133,87 @@ def build_rows(cfg, extractor: Extractor, data: HossData, spare: SampleSet, stor
     for name, draw in drawings.items():
         with tempfile.TemporaryDirectory() as folder:
             pictures = write_stand_ins(Path(folder), spare, draw)
-            rows[name] = (features, spare.sources, extractor.samples(pictures, description=f"features of {name}")[0])
+            generated, _ = extractor.samples(pictures, description=f"features of {name}")
+            rows[name] = [Candidate(features, spare.sources, generated)]
     return rows
 
 
-def try_rows(data: HossData, rows: Mapping[str, Row], ranking: Ranking, taus: Sequence[float]) -> dict[str, list[Trial]]:
-    """Score each row: one trial for each tau where it has pictures, else one."""
-    count = sum(1 if generated is None else len(taus) for _, _, generated in rows.values())
-    trials: dict[str, list[Trial]] = {}
-    with progress(count, "ranking", unit="trial") as bar:
-        for name, (features, sources, generated) in rows.items():
-            trials[name] = []
-            for tau in [None] if generated is None else taus:
-                if generated is None:
-                    tried = functional.normalize(features) if ranking.normalise else features
-                else:
-                    tried = fuse_images(features, generated, sources, tau=tau)
-                trials[name].append(Trial({"tau": tau}, score_features(data.protocols, data.images, tried, ranking), 0.0))
-                bar.update()
+def build_space_rows(cfg, extractor: Extractor, data: HossData, plain: Candidate, args) -> dict[str, list[Candidate]]:
+    """A row for each kind of space, of all shrinkages and dimensions; with the pictures of `plain` one of those of cfg."""
+    if not args.kinds:
+        return {}
+    chips, rows = build_space_chips(cfg), {}
+    known = extractor.features(chips, description="features of training ships")
+    modalities = [chip.modality for chip in data.images]
+    configured = (cfg.TEST.COMMON_SPACE_SHRINKAGE, cfg.TEST.COMMON_SPACE_DIMENSIONS)
+    for kind in args.kinds:
+        grid = itertools.product(args.shrinkages, args.dimensions) if kind != "centre" else [configured]
+        spaces = [fit_chips(kind, known, chips, shrinkage=share, dimensions=count) for share, count in grid]
+        rows[f"common space: {kind}"] = [
+            Candidate(space.map_images(plain.features, modalities), setting=_setting(space)) for space in spaces
+        ]
+        if plain.generated is not None:
+            space = fit_chips(kind, known, chips, shrinkage=configured[0], dimensions=configured[1])
+            mapped = space.map_images(plain.features, modalities)
+            generated = space.map_samples(plain.generated)
+            rows[f"common space: {kind}, fused"] = [Candidate(mapped, plain.sources, generated, _setting(space))]
+    return rows
+
+
+def _setting(space: CommonSpace) -> dict[str, Any]:
+    return {} if space.kind == "centre" else {"shrinkage": space.shrinkage, "dimensions": space.dimensions}
+
+
+def try_rows(
+    data: HossData, rows: Mapping[str, Sequence[Candidate]], ranking: Ranking, taus: Sequence[float]
+) -> dict[str, list[Trial]]:
+    """Score each row: a trial for each candidate, and for each tau where it has pictures."""
+    trials: dict[str, list[Trial]] = {name: [] for name in rows}
+    every = [
+        (name, own, tau)
+        for name, candidates in rows.items()
+        for own in candidates
+        for tau in ([None] if own.generated is None else taus)
+    ]
+    with progress(len(every), "ranking", unit="trial") as bar:
+        for name, own, tau in every:
+            if tau is None:
+                tried = functional.normalize(own.features) if ranking.normalise else own.features
+            else:
+                tried = fuse_images(own.features, own.generated, own.sources, tau=tau)
+            scores = score_features(data.protocols, data.images, tried, ranking)
+            trials[name].append(Trial({"tau": tau, **own.setting}, scores, 0.0))
+            bar.update()
     return trials
 
 
 def settle_rows(
     trials: Mapping[str, Sequence[Trial]], validating: Mapping[str, Sequence[Trial]] | None, protocol: str, metric: str
-) -> dict[str, tuple[float | None, Sequence[Outcome]]]:
-    """The tau of each row and the outcomes of its queries: the validation ships' tau, else that of queries of other ships.
+) -> dict[str, tuple[Mapping[str, Any], Sequence[Outcome]]]:
+    """The setting of each row and the outcomes of its queries: as validation ships choose, else as queries of other ships do.
 
-    Without validation ships the tau that is told is the one that all queries choose.
+    Without validation ships the setting that is told is the one that all queries choose.
     """
     found = {}
     for name, own in trials.items():
         by = {"protocol": protocol, "metric": metric}
         if validating is None or protocol not in validating[name][0].scores:
             outcomes = choose_on_other_ships(own, **by)[protocol]
-            found[name] = (choose(own, **by).setting["tau"], outcomes)
+            found[name] = (choose(own, **by).setting, outcomes)
         else:
             place = validating[name].index(choose(validating[name], **by))
-            found[name] = (own[place].setting["tau"], own[place].scores[protocol].per_query)
+            found[name] = (own[place].setting, own[place].scores[protocol].per_query)
     return found
 
 
-def report_rows(settled: Mapping[str, tuple[float | None, Sequence[Outcome]]], metric: str) -> list[dict[str, Any]]:
+def report_rows(settled: Mapping[str, tuple[Mapping[str, Any], Sequence[Outcome]]], metric: str) -> list[dict[str, Any]]:
     """Figures of each row, its gain over plain and the gap that it closes, with their intervals: the table as JSON."""
     plain, goal = settled[PLAIN][1], settled[ORACLE][1]
     report = []
-    for name, (tau, outcomes) in settled.items():
+    for name, (setting, outcomes) in settled.items():
         compared = {rate: compare_outcomes(plain, outcomes, rate) for rate in METRICS}
         gain, closed = compared[metric].difference, gap_closed(plain, outcomes, goal, metric)
-        entry = {"row": name, "tau": tau, **{rate: found.second for rate, found in compared.items()}}
+        entry = {"row": name, **setting, **{rate: found.second for rate, found in compared.items()}}
         entry |= {"gain": gain.mean, "gain_interval": gain.ends, "queries": gain.queries, "ships": gain.ships}
         entry |= {"gap_closed": closed and closed.mean, "gap_closed_interval": closed and closed.ends}
         report.append(entry)
@@ -176,18 +221,24 @@ def report_rows(settled: Mapping[str, tuple[float | None, Sequence[Outcome]]], m
 
 
 def format_rows(report: Sequence[Mapping[str, Any]], protocol: str, metric: str) -> str:
-    """The table of a protocol, in percent, and below it that of the gap closed, where there is one to close."""
-    lines, closed = [], []
+    """The figures of a protocol, in percent, and below them the setting of each row and the gap that it closes."""
+    lines, settings = [], []
     for row in report:
-        tau = "" if row["tau"] is None else f"{row['tau']:g}"
         rates, gain = [f"{100 * row[rate]:.1f}" for rate in METRICS], ["", ""]
         if row["row"] != PLAIN:
             gain = [f"{100 * row['gain']:+.1f}", _ends(row["gain_interval"], "+.1f")]
-            if row["gap_closed"] is not None and row["row"] != ORACLE:
-                closed.append([row["row"], f"{100 * row['gap_closed']:.0f}", _ends(row["gap_closed_interval"], ".0f")])
-        lines.append([row["row"], tau, *rates, *gain])
-    gaps = f"\n\n{table([f'{protocol}, gap closed', '%', '95 %'], closed)}" if closed else ""
-    return table([protocol, "tau", *METRICS, f"gain, {metric}", "95 %"], lines) + gaps
+            closes = row["gap_closed"] is not None and row["row"] != ORACLE
+            closed = [f"{100 * row['gap_closed']:.0f}", _ends(row["gap_closed_interval"], ".0f")] if closes else ["", ""]
+            settings.append([row["row"], _told(row), *closed])
+        lines.append([row["row"], *rates, *gain])
+    figures = table([protocol, *METRICS, f"gain, {metric}", "95 %"], lines)
+    return f"{figures}\n\n{table([protocol, 'setting', 'gap closed, %', '95 %'], settings)}"
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    """The setting of a row, such as 'tau 0.3' or 'e 0.01, 64': of a space shrinkage and dimensions."""
+    parts = [] if row["tau"] is None else [f"tau {row['tau']:g}"]
+    return ", ".join([*parts, f"e {row['shrinkage']:g}", str(row["dimensions"])] if "shrinkage" in row else parts)
 
 
 def _ends(ends: Sequence[float], style: str) -> str:
@@ -196,11 +247,17 @@ def _ends(ends: Sequence[float], style: str) -> str:
 
 def build_trials(
     cfg, extractor: Extractor, data: HossData, folders: Mapping[str, Any], ranking: Ranking, args: argparse.Namespace
-) -> tuple[dict[str, list[Trial]], str]:
-    """The trials of all rows on some images, and where their spare views come from; `folders` has 'spare' and 'store'."""
+) -> tuple[dict[str, list[Trial]], dict[str, int], str]:
+    """The trials of all rows on some images, the queries that `RELEASED_TAU` could move, and where spare views come from.
+
+    `folders` has 'spare' and 'store'.
+    """
     ranked, spare, told = find_views(data, folders["spare"])
-    rows = build_rows(cfg, extractor, ranked, spare, folders["store"], args.kinds)
-    return try_rows(ranked, rows, ranking, args.taus), told
+    rows = build_rows(cfg, extractor, ranked, spare, folders["store"], args)
+    trials = try_rows(ranked, rows, ranking, args.taus)
+    plain = functional.normalize(rows[PLAIN][0].features)
+    of = {"images": ranked.images, "features": plain, "sources": spare.sources, "tau": RELEASED_TAU}
+    return trials, {name: count_movable(protocol, **of) for name, protocol in ranked.protocols.items()}, told
 
 
 def tell_gap(command: Command) -> dict[str, Any]:
@@ -209,25 +266,27 @@ def tell_gap(command: Command) -> dict[str, Any]:
     usual = {name: Path(cfg.DATASETS.ROOT_DIR, "spare", name) for name in ("train", "test")}
     usual = {name: folder if folder.is_dir() else None for name, folder in usual.items()}
     extractor = build_extractor(cfg, command.device, weights=cfg.TEST.WEIGHT, store=cfg.TEST.FEATURE_STORE)
-    validating, chosen = None, "no validation ships: each query at the tau that queries of other ships of the test split choose"
-    if cfg.DATASETS.VAL_FRACTION:
+    validating, chosen = None, "no validation ships: each query by the setting that queries of other ships choose"
+    if fraction := cfg.DATASETS.VAL_FRACTION:
         folders = {"spare": args.val_spare or usual["train"], "store": args.val_store}
-        validating, _ = build_trials(cfg, extractor, build_validation_data(cfg), folders, ranking, args)
-        chosen = f"tau chosen on validation ships, {cfg.DATASETS.VAL_FRACTION:g} of the training set, seed {cfg.SOLVER.SEED}"
+        validating, *_ = build_trials(cfg, extractor, build_validation_data(cfg), folders, ranking, args)
+        chosen = f"settings chosen on validation ships, {fraction:g} of the training set, seed {cfg.SOLVER.SEED}"
     folders = {"spare": args.spare or usual["test"], "store": args.store}
     data = read_hoss(cfg.DATASETS.ROOT_DIR, train=False)
-    trials, told = build_trials(cfg, extractor, data, folders, ranking, args)
+    trials, movable, told = build_trials(cfg, extractor, data, folders, ranking, args)
     selection = selection_of(command.description)
     doubts = selection.sentence() if selection else UNKNOWN
     method = f"95 %: {PAIRED_METHOD}; of the gap closed: of a ratio of means"
     rules = f"{counting_line(ranking)}\n{method}" if args.verbose else unusual_line(ranking)
     print(fold(f"{told}\n{chosen}\n{doubts}\n{rules}".rstrip(), sys.stdout))
-    facts = {"spare": told, "tau": chosen, "weights": extractor.weights_sha256, "selection": doubts, "metric": args.metric}
+    facts = {"spare": told, "choice": chosen, "weights": extractor.weights_sha256, "selection": doubts, "metric": args.metric}
     report = {}
-    for protocol in trials[PLAIN][0].scores:
+    for protocol, score in trials[PLAIN][0].scores.items():
         report[protocol] = report_rows(settle_rows(trials, validating, protocol, args.metric), args.metric)
+        share = f"{movable[protocol]} of {score.queries_counted} queries"
         print(f"\n{format_rows(report[protocol], protocol, args.metric)}")
-    return {**facts, "protocols": report}
+        print(f"whatever the pictures, tau {RELEASED_TAU:g} can change the first rank of {share} at most")
+    return {**facts, "protocols": report, "movable": movable}
 
 
 def main(arguments: Sequence[str]) -> None:
