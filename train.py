@@ -18,6 +18,7 @@ if __name__ == "__main__":
     answer_help(build_parser)
 
 import torch
+from torch import nn
 
 from configs.command import open_training
 from datasets.catalogue import HossData
@@ -39,6 +40,7 @@ from solver.schedule import build_schedule
 from utils import distributed
 from utils.cli import run
 from utils.device import build_compilation, build_precision
+from utils.errors import UsageError
 from utils.global_batch import share_batch
 from utils.seed import seed_everything
 
@@ -50,6 +52,8 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
     model = build_model(cfg, data.num_identities)
     if not cfg.SOLVER.RESUME:
         build_start(cfg, model)
+    if cfg.SOLVER.IMS_PER_PASS and any(isinstance(module, nn.BatchNorm2d) for module in model.base.modules()):
+        raise UsageError(f"MODEL.NAME {cfg.MODEL.NAME} has statistics of whole batches inside; set SOLVER.IMS_PER_PASS 0")
     model.to(device)
     criterion = build_criterion(cfg, num_identities=data.num_identities, num_features=model.num_features)
     criterion.load_state_dict(distributed.broadcast(criterion.state_dict()))  # the network's wrapper does this for the network
@@ -75,6 +79,7 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
         test=test,
         split=build_split(cfg, data.images),
         local_losses=cfg.SOLVER.LOCAL_LOSSES,
+        part=cfg.SOLVER.IMS_PER_PASS,
     )
 
 

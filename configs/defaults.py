@@ -125,7 +125,7 @@ TABLE = (
     released("SOLVER.GAMMA", 0.1, "factor of 'multistep'", low=0),
     released("SOLVER.IMS_PER_BATCH", 64, "images in a training batch, over all processes", low=1),
     new("SOLVER.LOCAL_LOSSES", False, "True: of several processes each compares the images of its own share, as released"),
-    new("SOLVER.IMS_PER_PASS", 0, "contrastive pre-training: images through the network together; 0: the whole batch", low=0),
+    new("SOLVER.IMS_PER_PASS", 0, "images of a batch through the network together; 0: all, -1: as many as fit", low=-1),
     released("SOLVER.MARGIN", 0.3, "of the triplet loss, unless MODEL.NO_MARGIN"),
     released("SOLVER.COSINE_MARGIN", 0.5, "margin of a margin head"),
     released("SOLVER.COSINE_SCALE", 30.0, "scale of a margin head"),

@@ -63,7 +63,9 @@ class ReIDModel(nn.Module):
         """The neck that features pass."""
         return self.bottleneck_fuse if self.fusion else self.bottleneck
 
-    def forward(self, images: Tensor, modalities: Tensor, sizes: Tensor, labels: Tensor | None = None) -> ReIDOutput:
+    def forward(
+        self, images: Tensor, modalities: Tensor, sizes: Tensor, labels: Tensor | None = None, *, judges: bool = True
+    ) -> ReIDOutput | Features:
         """Features and scores of a batch.
 
         Args:
@@ -71,8 +73,13 @@ class ReIDModel(nn.Module):
             modalities: (B,) int64; 0 optical, 1 SAR; one modality alone will do.
             sizes: (B, 3) size triples.
             labels: (B,) int64; a margin head adds its margin to these identities.
+            judges: whether `judge` follows; False: only what the backbone tells.
         """
         parts = self.base(images, modalities, sizes)
+        return self.judge(parts, labels) if judges else parts
+
+    def judge(self, parts: Features, labels: Tensor | None = None) -> ReIDOutput:
+        """Features and scores of what the backbone tells of a batch; the neck looks at the batch as a whole."""
         feature = fuse_tokens(parts.shared, parts.specific, self.fusion) if self.fusion else parts.shared
         neck_feature = self.neck(feature)
         if self.classifier is None:

@@ -3,7 +3,7 @@
 Legend: B images (B / 2 pairs), D feature width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,22 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from datasets.records import Batch
+from processor.parts import AS_FIT, find_part, learn_in_parts
 from processor.task import Task
 from processor.update import Update
 from utils import distributed
 from utils.device import Precision
 from utils.global_batch import gather_rows
-from utils.seed import seed_part
 
 
 @dataclass
 class PairTask(Task):
     """Each SAR image finds the optical image of its pair among those of the batch, and the reverse.
-
-    The objective compares every pair with every other one, so a batch cannot be cut into independent parts. Where it does not
-    fit into memory, features are made part by part without gradients, the objective's gradient with respect to them is taken
-    over the whole batch, and each part goes through the network once more to carry its share back (Gao et al. 2021, "Scaling
-    deep contrastive learning batch size under memory limited setup"). The update is that of the whole batch.
 
     Attributes:
         network: gives a `ReIDOutput` of images, modalities and sizes; its `logit_scale` is learned too.
@@ -36,7 +31,7 @@ class PairTask(Task):
         precision: in which the network computes.
         device: where.
         local_losses: whether each process compares the pairs of its own share only, not those of the whole batch.
-        part: images that go through the network together; 0: the whole batch.
+        part: images that go through the network together (`processor.parts`); 0: the whole batch, -1: as many as fit.
         largest_logit_scale: bound of the learned temperature's logarithm, so that logits cannot grow without end.
     """
 
@@ -58,8 +53,16 @@ class PairTask(Task):
     def step(self, batch: Batch) -> Tensor:
         """One update; returns the term, the total, the share of SAR images that find their pair, and the scale."""
         batch, network = batch.to(self.device), distributed.unwrap(self.network)
+        if self.part == AS_FIT:
+            self.part = find_part(network, lambda part: {"feature": self._features(part)}, batch)
         if 0 < self.part < len(batch.images):
-            loss, logits = self._learn_in_parts(batch.split(self.part), network.logit_scale)
+            loss, logits = learn_in_parts(
+                batch.split(self.part),
+                lambda part: {"feature": self._features(part)},
+                lambda said: self._learn(said["feature"], network.logit_scale),
+                self.update,
+                others=[network.logit_scale],
+            )
         else:
             loss, logits = self._learn(self._features(batch), network.logit_scale)
         self.update.complete()
@@ -86,24 +89,4 @@ class PairTask(Task):
         optical, sar = features.chunk(2) if self.local_losses else map(gather_rows, features.chunk(2))
         loss, logits = self.objective(sar, optical, logit_scale)
         self.update.backward(loss)
-        return loss, logits
-
-    def _learn_in_parts(self, parts: Sequence[Batch], logit_scale: Tensor) -> tuple[Tensor, Tensor]:
-        seeds = torch.randint(2**62, (len(parts),)).tolist()  # so that the second pass of a part drops the paths of the first
-        features = []
-        with torch.no_grad():
-            for part, seed in zip(parts, seeds, strict=True):
-                seed_part(seed)
-                features.append(self._features(part))
-        whole, scale = torch.cat(features).requires_grad_(), logit_scale.detach().requires_grad_()
-        loss, logits = self._learn(whole, scale)
-        shares = whole.grad.split(self.part)
-        for number, (part, seed, share) in enumerate(zip(parts, seeds, shares, strict=True), start=1):
-            seed_part(seed)
-            last = number == len(parts)
-            with self.update.passes(last=last):  # processes add up their gradients once, with the last part
-                carried = [(self._features(part), share)]
-                # They average what the last pass brings, so the scale's gradient has to come with it.
-                carried += [(logit_scale * 1.0, scale.grad)] if last else []
-                torch.autograd.backward(*zip(*carried, strict=True))
         return loss, logits

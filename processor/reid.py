@@ -3,16 +3,21 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datasets.records import Batch
+from model.features import Features
+from model.reid import ReIDOutput
+from processor.parts import AS_FIT, Said, find_part, learn_in_parts
 from processor.ranking.evaluation import RATES, Evaluation
 from processor.selection import Selection, SelectionSplit
 from processor.task import Task
 from processor.update import Update
+from utils import distributed
 from utils.device import Precision
 from utils.global_batch import gather_rows
 from utils.log import MetricsWriter
@@ -37,6 +42,7 @@ class ReIDTask(Task):
         test: scores the protocols with the weights of now.
         split: what the protocols are of, and so what the best weights are chosen on.
         local_losses: whether each process compares the images of its own share only, not those of the whole batch.
+        part: images that go through the backbone together (`processor.parts`); 0: the whole batch, -1: as many as fit.
         evaluations: the last scores.
     """
 
@@ -49,6 +55,7 @@ class ReIDTask(Task):
     test: Callable[[], Mapping[str, Evaluation]]
     split: SelectionSplit
     local_losses: bool = False
+    part: int = 0
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     name = "train"
 
@@ -58,15 +65,40 @@ class ReIDTask(Task):
 
     def step(self, batch: Batch) -> Tensor:
         """One update; returns the terms of the objective, their weighted total and the share of ships that were told right."""
-        batch = batch.to(self.device)
+        batch, network = batch.to(self.device), distributed.unwrap(self.network)
+        if self.part == AS_FIT:
+            self.part = find_part(network, partial(self._see, network), batch)
+        if not 0 < self.part < len(batch.images):
+            with self.precision.autocast():
+                output = self.network(batch.images, batch.modalities, batch.sizes, batch.labels)
+            numbers = self._learn(output, batch)
+        else:
+
+            def learn(said: Said) -> Tensor:
+                with self.precision.autocast():
+                    output = network.judge(Features(**said), batch.labels)
+                return self._learn(output, batch)
+
+            others = [value for name, value in network.named_parameters() if not name.startswith("base.")]
+            parts, see = batch.split(self.part), partial(self._see, self.network)
+            numbers = learn_in_parts(parts, see, learn, self.update, others=others)
+        self.update.complete()
+        return numbers
+
+    def _see(self, network: nn.Module, part: Batch) -> Said:
+        """What the backbone tells of images."""
         with self.precision.autocast():
-            output = self.network(batch.images, batch.modalities, batch.sizes, batch.labels)
+            told = network(part.images, part.modalities, part.sizes, judges=False)
+        return {name: values for name, values in vars(told).items() if values is not None}
+
+    def _learn(self, output: ReIDOutput, batch: Batch) -> Tensor:
+        """The numbers of a step, gradients taken."""
         share = (lambda rows: rows) if self.local_losses else gather_rows
         feature, scores, labels, modalities = map(share, (output.feature, output.scores, batch.labels, batch.modalities))
         parts = {name: None if rows is None else share(rows) for name, rows in vars(output.parts).items()}
         terms = self.criterion(feature, scores, labels, modalities, **parts)
         total = self.criterion.total(terms)
-        self.update(total)
+        self.update.backward(total)
         accuracy = (scores.argmax(1) == labels).float().mean()
         return torch.stack([*(terms[name].detach() for name in self.criterion.weights), total.detach(), accuracy])
 

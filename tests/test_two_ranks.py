@@ -98,6 +98,10 @@ def done(tmp_path_factory) -> Path:
             DATASETS__ROOT_DIR=pairs, OUTPUT_DIR=out / "pre", MODEL__PAIR=True, MODEL__DROP_PATH=0.3,
             SOLVER__OPTIMIZER_NAME="SGD",
         )  # fmt: skip
+        parts = settings(  # parts draw their own dropped paths, so none are dropped
+            DATASETS__ROOT_DIR=data, OUTPUT_DIR=out / "parts", SOLVER__MAX_EPOCHS=2, SOLVER__EVAL_PERIOD=9,
+            MODEL__DROP_PATH=0.0, DATALOADER__NUM_INSTANCE=2, SOLVER__OPTIMIZER_NAME="SGD", SOLVER__IMS_PER_PASS=3,
+        )  # fmt: skip
         weights = folder / "one" / "train" / "transformer_5.pth"
         samples = ["OUTPUT_DIR", out / "samples", "BBDM.SPLITS", "['query', 'gallery']", "DATASETS.ROOT_DIR", data]
         test = settings(
@@ -108,6 +112,7 @@ def done(tmp_path_factory) -> Path:
         return [
             ["train", *train],
             ["train_pair", *pre],
+            ["train", *parts],
             ["bbdm.train", *bridge(OUTPUT_DIR=out / "bridge", BBDM__PAIRS_DIR=pairs)],
             ["bbdm.train_first_stage", *bridge(OUTPUT_DIR=out / "stage", BBDM__PAIRS_DIR=pairs)],
             ["bbdm.sample", *bridge(BBDM__WEIGHT=folder / "one" / "bridge" / "bridge_2.pth"), *samples],
@@ -123,7 +128,7 @@ def lines_of(folder: Path, kind: str) -> list[dict]:
     return [line for line in lines if line["kind"] == kind]
 
 
-@pytest.mark.parametrize(("job", "steps"), [("train", 20), ("pre", 12), ("bridge", 4), ("stage", 4)])
+@pytest.mark.parametrize(("job", "steps"), [("train", 20), ("pre", 12), ("parts", 8), ("bridge", 4), ("stage", 4)])
 def test_losses_of_every_step_are_those_of_one_process(done, job, steps):
     one, two = (lines_of(done / name / job, "step") for name in ("one", "two"))
     assert len(one) == len(two) >= steps

@@ -19,7 +19,7 @@ WORKER = re.compile(r"DataLoader worker .*(?:exited unexpectedly|is killed by si
 """What torch says of a process that reads chips and is gone."""
 
 ADVICE = (
-    "lower SOLVER.IMS_PER_BATCH, SOLVER.IMS_PER_PASS (pre-training), TEST.IMS_PER_BATCH or BBDM.SAMPLE_BATCH, "
+    "lower SOLVER.IMS_PER_BATCH, SOLVER.IMS_PER_PASS (which leaves the batch whole), TEST.IMS_PER_BATCH or BBDM.SAMPLE_BATCH, "
     "or set BBDM.ACTIVATION_CHECKPOINTS True"
 )
 
@@ -79,6 +79,21 @@ def fitting(key: str, size: int, attempt: Callable[[int], object], *, unit: int 
     if not fits:
         raise ResourceError(f"{told}, and {unit} at a time do not fit either; take smaller pictures, or MODEL.DEVICE cpu")
     raise ResourceError(f"{told} with {size} images at a time; {fits} fit, so set {key} {fits}")
+
+
+def find_fitting(attempt: Callable[[int], object], size: int, unit: int = 1) -> int:
+    """The largest of `size`, half of it, a quarter, ... of which `attempt` finds memory; 0: none.
+
+    Any other error of `attempt` is raised.
+    """
+    try:
+        attempt(size)
+        return size
+    except Exception as error:
+        if not is_memory_error(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+    return _try(attempt, size, unit)
 
 
 def _try(attempt: Callable[[int], object], size: int, unit: int) -> int:
