@@ -183,8 +183,8 @@ TABLE = (
         "space fitted to training ships in which features are compared: docs/fusion.md",
         choices=("off", "centre", "ridge", "lda", "cca"),
     ),
-    new("TEST.COMMON_SPACE_SHRINKAGE", 0.05, "share of its mean variance that a covariance gains", low=1e-6),
-    new("TEST.COMMON_SPACE_DIMENSIONS", 48, "directions of the space; 0: all", low=0),
+    new("TEST.COMMON_SPACE_SHRINKAGE", 0.01, "share of its mean variance that a covariance gains", low=1e-6),
+    new("TEST.COMMON_SPACE_DIMENSIONS", 64, "directions of the space; 0: all", low=0),
     new(
         "TEST.COMMON_SPACE_DIR",
         "",

@@ -222,7 +222,7 @@ def test_pictures_and_space_work_together(root, tmp_path):
     samples = write_samples(tmp_path / "samples", root / "data" / "HOSS" / "query")
     changes = {"TEST__COMMON_SPACE": "cca", "DATASETS__QUERY_ADD_DIR": samples, "TEST__FUSION_TAU": 0.5}
     _, results = run_test(root, tmp_path / "run", **changes)
-    space, data, extractor = expected(root, shrinkage=0.05, dimensions=48)
+    space, data, extractor = expected(root, shrinkage=0.01, dimensions=64)
     found = find_samples(data.images, query_dir=str(samples), gallery_dir="")
     mapped = space.map_images(extractor.features(found.images), [chip.modality for chip in data.images])
     fused = fuse_images(mapped, space.map_samples(extractor.samples(found)[0]), found.sources, tau=0.5)

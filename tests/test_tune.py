@@ -287,7 +287,7 @@ def test_the_space_of_the_configuration_is_what_fusion_is_tried_in(root, tmp_pat
     """Without --space it is fixed, and the figures without fusion are those of the space."""
     plain, spaced = (tuned(root, "--store", root / "test", "--taus", "0.3", TEST__COMMON_SPACE=kind) for kind in ("off", "cca"))
     rows = [next(line for line in ended.out.splitlines() if "without " in line).split() for ended in (plain, spaced)]
-    tried = tuned(root, "--space", "--kinds", "cca", "--shrinkages", "0.05", "--dimensions", "48").out.splitlines()
+    tried = tuned(root, "--space", "--kinds", "cca", "--shrinkages", "0.01", "--dimensions", "64").out.splitlines()
     figures = next(line for line in tried if " cca " in line).split()
     assert rows[0] != rows[1]
     assert [word for word in rows[1] if "/" in word] == [word for word in figures if "/" in word]

@@ -43,8 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="of spaces (centre,ridge,lda,cca)",
     )
-    shares, counts = [0.003, 0.01, 0.03, 0.1, 0.3], [32, 64, 128]
-    parser.add_argument("--shrinkages", type=list_of(float), default=shares, metavar="A,B", help="of spaces (0.003 to 0.3)")
+    shares, counts = [0.001, 0.003, 0.01, 0.03, 0.1], [32, 64, 128]
+    parser.add_argument("--shrinkages", type=list_of(float), default=shares, metavar="A,B", help="of spaces (0.001 to 0.1)")
     parser.add_argument("--dimensions", type=list_of(int), default=counts, metavar="A,B", help="of spaces (32,64,128)")
     parser.add_argument("--metric", default="mAP", choices=("mAP", "R1"), help="whose gap it is (mAP)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")

@@ -38,9 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="of spaces (centre,ridge,lda,cca)",
     )
-    shares, counts = [0.01, 0.03, 0.1, 0.3], [16, 32, 64]
-    parser.add_argument("--shrinkages", type=list_of(float), default=shares, metavar="A,B", help="of spaces (0.01 to 0.3)")
-    parser.add_argument("--dimensions", type=list_of(int), default=counts, metavar="A,B", help="of spaces (16,32,64)")
+    shares, counts = [0.001, 0.003, 0.01, 0.03, 0.1], [32, 64, 128]
+    parser.add_argument("--shrinkages", type=list_of(float), default=shares, metavar="A,B", help="of spaces (0.001 to 0.1)")
+    parser.add_argument("--dimensions", type=list_of(int), default=counts, metavar="A,B", help="of spaces (32,64,128)")
     parser.add_argument("--rerank", action="store_true", help="also try re-ranking")
     parser.add_argument("--k1", type=list_of(int), default=[10, 20, 50], metavar="A,B", help="of re-ranking (10,20,50)")
     parser.add_argument("--k2", type=list_of(int), default=[1, 6, 15], metavar="A,B", help="of re-ranking (1,6,15)")
