@@ -1,7 +1,7 @@
 """The paper's four rows over several seeds, on procedural ships, with paired intervals: what every step brings.
 
     python -m tools.make_dataset --output data/many --train-ships 240 --test-ships 560
-    python -m benchmarks.ablation --data data/many --output logs/ablation [--seeds 0-4] [--epochs 18]
+    python -m benchmarks.ablation --data data/many --output logs/ablation [--seeds 0-4] [--epochs 36]
 
 Network and bridge are the demo's. A fifth of the training ships validates, another fifth for each seed: they choose the epoch,
 tau, and kind and settings of a common space; the bridge never sees them. The oracle joins a spare SAR view of the same ship.
@@ -175,12 +175,12 @@ def format_figures(figures: Sequence[Figure], protocol: str) -> str:
     lines = []
     for figure in (own for own in figures if own.protocol == protocol):
         mean, deviation = 100 * np.mean(figure.values), 100 * np.std(figure.values, ddof=1) if len(figure.values) > 1 else 0.0
-        line = [figure.row, figure.metric, f"{mean:.1f}", f"{deviation:.1f}"]
+        compared = [""] * 4
         if figure.against:
             interval = f"{100 * figure.low:+.1f} .. {100 * figure.high:+.1f}"
             ahead = f"{figure.seeds_ahead} of {len(figure.values)}"
-            line += [figure.against, f"{100 * figure.gain:+.1f}", interval, ahead]
-        lines.append(line)
+            compared = [figure.against, f"{100 * figure.gain:+.1f}", interval, ahead]
+        lines.append([figure.row, figure.metric, f"{mean:.1f}", f"{deviation:.1f}", *compared])
     return table([protocol, "", "mean", "deviation", "against", "gain", "95 %", "seeds ahead"], lines, "pipe")
 
 
@@ -190,10 +190,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data", type=Path, required=True, help="of tools.make_dataset, with spare views")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", default="0-4", metavar="LIST", help="such as 0-4 (0-4)")
-    parser.add_argument("--epochs", type=int, default=18, help="of each network (18; the demo has 36)")
+    parser.add_argument("--epochs", type=int, default=36, help="of each network (36, as the demo)")
     args = parser.parse_args(arguments)
     setup_logging()
-    options = ["SOLVER.MAX_EPOCHS", str(args.epochs), "SOLVER.EVAL_PERIOD", "6", "SOLVER.CHECKPOINT_PERIOD", str(args.epochs)]
+    options = ["SOLVER.MAX_EPOCHS", str(args.epochs), "SOLVER.EVAL_PERIOD", "4", "SOLVER.CHECKPOINT_PERIOD", str(args.epochs)]
     train_rows(args.data, args.output, args.seeds, options)
     rows, chosen = [], {}
     for seed in parse_seeds(args.seeds):
