@@ -1,10 +1,12 @@
 """tools.compare: paired differences by hand, by name, and the files that cannot be compared."""
 
+import csv
+import io
 import json
 
 import pytest
 
-from processor.ranking.comparison import compare_outcomes
+from processor.ranking.comparison import compare_outcomes, compare_repeats
 from processor.ranking.results import Outcome
 from tests.commands import call
 from tools import compare
@@ -159,7 +161,10 @@ def test_other_test_images_are_told(tmp_path):
 def test_wrong_calls(tmp_path):
     assert "no.json" in call(compare.main, tmp_path / "no.json").sentence
     assert call(compare.main).status == 2
-    assert call(compare.main, "a", "b", "c").status == 2
+    assert call(compare.main, *["a"] * 27).status == 2
+    assert call(compare.main, "a", "--names", "0").status == 2
+    (tmp_path / "metrics.jsonl").touch()
+    assert "has no results.json; test its weights" in call(compare.main, tmp_path).sentence
     assert "example" in call(compare.main, "--help").out
 
 
@@ -170,3 +175,75 @@ def test_another_space_is_said(tmp_path):
     ended = call(compare.main, first, second)
     assert "the space too: A's features are compared as they are and B's features are compared in the common" in ended.out
     assert "the space too" not in call(compare.main, second, second).out
+
+
+C = outcomes((0.5, 2), (1.0, 1), (0.5, 2), (None, 0))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three folders of runs that differ in two settings; the second and third were repeated with two seeds."""
+    settings = {"a": "MODEL: {MIE: false}\nSOLVER: {BASE_LR: 0.1}\n", "b": "MODEL: {MIE: true}\nSOLVER: {BASE_LR: 0.1}\n"}
+    settings["c"] = "MODEL: {MIE: true}\nSOLVER: {BASE_LR: 0.2}\n"
+    folders = []
+    for name, values in (("a", [A]), ("b", [A, B]), ("c", [C, C])):
+        folder = tmp_path / name
+        inner = [folder / f"seed_{seed}" for seed in range(len(values))] if len(values) > 1 else [folder]
+        for own, value in zip(inner, values):
+            own.mkdir(parents=True)
+            write(own / "results.json", value)
+            (own / "config.yml").write_text(f"OUTPUT_DIR: {own}\n{settings[name]}")
+        if len(values) > 1:
+            (folder / "repeat.json").write_text("{}")
+        folders.append(folder)
+    return folders
+
+
+def test_runs_and_repeats_over_seeds_are_compared_with_the_first(runs, tmp_path):
+    ended = call(compare.main, *runs, "--json", tmp_path / "out.json")
+    assert ended.status == 0, ended.err
+    found = {(line["sides"], line["metric"]): line for line in json.loads((tmp_path / "out.json").read_text())}
+    assert found.keys() == {(f"plain: A to {other}", metric) for other in "BC" for metric in ("mAP", "R1")}
+    assert found["plain: A to B", "mAP"]["difference"] == pytest.approx(0.4 / 3 / 2)  # one seed of two is A itself
+    assert found["plain: A to C", "mAP"]["difference"] == pytest.approx(0.1)
+    assert found["plain: A to B", "R1"]["second"] == pytest.approx(0.5)
+    assert "MODEL.MIE: A False, B True, C True" in ended.out
+    assert "SOLVER.BASE_LR: A 0.1, B 0.1, C 0.2" in ended.out
+    assert "OUTPUT_DIR" not in ended.out
+    assert f"B: {runs[1]}, 2 seeds" in ended.out
+    lines = [line for line in ended.out.splitlines() if line.startswith(("plain: A to", "ALL   "))]
+    assert len(lines) == 5 and all(len(line) <= 80 for line in lines)
+    assert "Kish" not in ended.out and "Kish" in call(compare.main, *runs, "--verbose").out
+
+
+def test_a_mean_over_seeds_is_their_outcomes_mean():
+    first, second, third = ([Outcome(**value) for value in values] for values in (A, B, C))
+    found = compare_repeats([first], [second, third], "R1")
+    assert (found.first, found.second) == pytest.approx((1 / 3, 0.5))
+    assert found.won == ("0_a_RGB.tif",)
+    same = compare_repeats([second], [second, second], "mAP")
+    assert same.difference.mean == 0
+    with pytest.raises(DataError, match="same queries"):
+        compare_repeats([first], [second, third[:2]], "mAP")
+
+
+def test_tables_for_papers_and_spreadsheets(runs):
+    markdown = call(compare.main, *runs, "--format", "markdown").out.splitlines()
+    assert [cell.strip() for cell in markdown[0].strip("|").split("|")] == [
+        "run",
+        "MODEL.MIE",
+        "SOLVER.BASE_LR",
+        "ALL mAP",
+        "ALL R1",
+    ]
+    assert [cell.strip() for cell in markdown[2].strip("|").split("|")] == ["a", "False", "0.1", "50.0", "50.0"]
+    last = [cell.strip() for cell in markdown[4].strip("|").split("|")]
+    assert last[:3] == ["c (2 seeds)", "True", "0.2"] and "(+10.0, " in last[3]
+    latex = call(compare.main, *runs, "--format", "latex").out
+    assert "MODEL.MIE" in latex and "BASE\\_LR" in latex and latex.startswith("\\begin{tabular}")
+    lines = list(csv.DictReader(io.StringIO(call(compare.main, *runs, "--format", "csv").out)))
+    assert [line["seeds"] for line in lines] == ["1", "1", "2", "2", "2", "2"]
+    change = next(line for line in lines if line["run"].endswith("c") and line["figure"] == "mAP")
+    assert float(change["change"]) == pytest.approx(0.1)
+    assert float(change["low"]) < 0.1 < float(change["high"])
+    assert (change["SOLVER.BASE_LR"], change["won"], lines[0]["change"]) == ("0.2", "1", "")

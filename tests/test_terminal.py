@@ -12,7 +12,7 @@ import test as test_command
 import train
 from tests.chip_files import write_hoss
 from tests.commands import Ended, Terminal, call, settings
-from tools import oracle, rank, tune
+from tools import compare, oracle, rank, tune
 from utils.log import ONCE, fold, progress, setup_logging
 
 
@@ -77,6 +77,7 @@ def test_commands_that_measure_fit(run, tmp_path, verbose):
         (tune.main, [*weights, "--rerank", "--space", "--k1", "2,3", "--k2", "1", *verbose]),
         (oracle.main, [*weights, *verbose]),
         (rank.main, [*weights, *sheets]),
+        (compare.main, [folder, folder, folder, *verbose]),
     ]
     for main, arguments in calls:
         ended = call(main, *arguments, streams=Terminal)

@@ -47,9 +47,26 @@ def compare_outcomes(first: Sequence[Outcome], second: Sequence[Outcome], metric
         DataError: the queries are not the same; the message names some of them.
         ValueError: no query counts in both.
     """
-    first, second = (sorted(outcomes, key=lambda outcome: outcome.query) for outcomes in (first, second))
-    _refuse_other_queries(first, second)
-    before, after = (np.array([METRICS[metric](outcome) for outcome in outcomes]) for outcomes in (first, second))
+    return compare_repeats([first], [second], metric)
+
+
+def compare_repeats(first: Sequence[Sequence[Outcome]], second: Sequence[Sequence[Outcome]], metric: str) -> Comparison:
+    """Compare the means over repeats, such as the seeds of a training: a query's value is its mean over them.
+
+    Args:
+        first, second: outcomes of each repeat, all of the same queries, in any order.
+        metric: 'mAP' or 'R1'.
+
+    Raises:
+        DataError, ValueError: as `compare_outcomes`.
+    """
+    first, second = ([sorted(own, key=lambda outcome: outcome.query) for own in side] for side in (first, second))
+    for outcomes in (*first[1:], *second):
+        _refuse_other_queries(first[0], outcomes)
+    before, after = (
+        np.mean([[METRICS[metric](outcome) for outcome in own] for own in side], axis=0) for side in (first, second)
+    )
+    first = first[0]
     difference = paired_interval(before, after, [outcome.ship for outcome in first])
     counted = np.isfinite(before) & np.isfinite(after)
     change = np.where(counted, after - before, 0.0)
