@@ -84,7 +84,7 @@ def test_re_ranking_is_taken_only_where_it_is_shown_to_pay():
     better = [Outcome(f"q{ship}", ship, 0.6 if ship % 4 else 0.3, 1) for ship in range(40)]
     unclear = [Outcome(f"q{ship}", ship, 0.9 if ship < 2 else 0.28, 1) for ship in range(40)]
     for outcomes, taken in ((better, "True"), (unclear, "False"), (plain, "False")):
-        words, row = contest.choose("m", PLAIN, compare_outcomes(plain, outcomes, "mAP"))
+        words, row = contest.choose_ranking("m", PLAIN, compare_outcomes(plain, outcomes, "mAP"))
         assert words == ["TEST.RE_RANKING", taken] and row[-1] == ("re-ranked" if taken == "True" else "plain")
 
 

@@ -147,10 +147,10 @@ def train_and_choose(one: Contestant, data: Path) -> tuple[list[str], list[objec
             start_program("test.py", *one.words, *root, *LOOKS, *told)
         scores[kind] = read_results(path).protocols["ALL"].plain
     change = compare_outcomes(scores["plain"].per_query, scores["reranked"].per_query, "mAP")
-    return choose(one.name, scores["plain"], change)
+    return choose_ranking(one.name, scores["plain"], change)
 
 
-def choose(name: str, plain: Score, change: Comparison) -> tuple[list[str], list[object]]:
+def choose_ranking(name: str, plain: Score, change: Comparison) -> tuple[list[str], list[object]]:
     """Settings and row of a model: it re-ranks only where the interval of the change lies above zero."""
     pays = change.verdict == "better"
     interval = f"{100 * change.difference.mean:+.1f} ({change.difference.percent()})"
