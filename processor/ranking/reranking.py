@@ -15,7 +15,7 @@ import torch
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
-from processor.ranking.retrieval import squared_distances
+from processor.ranking.retrieval import squared_distances, squared_norms
 from utils.distributed import interleave
 from utils.errors import DataError
 
@@ -144,6 +144,7 @@ class _Encoded:
 
     Attributes:
         images: (N, D), the queries first.
+        squares: (N,) their `squared_norms`.
         farthest: (Q, 1) the largest distance of each query.
         encoding: (Q, N) sparse, of the queries.
         holders: (N, G) sparse: for each neighbour, the gallery images that give it weight.
@@ -152,6 +153,7 @@ class _Encoded:
     """
 
     images: Tensor
+    squares: Tensor
     farthest: Tensor
     encoding: csr_array
     holders: csr_array
@@ -164,7 +166,9 @@ class _Encoded:
         for start in range(first - first % self.block_rows, last, self.block_rows):
             stop = min(start + self.block_rows, count)
             # Of the whole block, wherever the run of queries begins: how many rows there are decides last digits.
-            original = squared_distances(self.images[start:stop], self.images[count:]).cpu() / self.farthest[start:stop]
+            squares = self.squares[start:stop], self.squares[count:]
+            original = squared_distances(self.images[start:stop], self.images[count:], squares=squares).cpu()
+            original /= self.farthest[start:stop]
             own = slice(max(first, start), min(last, stop))
             shared = torch.from_numpy(_shared_weight(self.encoding[own], self.holders))
             jaccard = 1 - shared / (2 - shared)
@@ -188,18 +192,23 @@ def _prepare(
     if not bool(torch.isfinite(images.sum())):
         raise DataError("a feature holds NaN or infinity; check the weights and the images that it was made from")
     block_rows = max(1, min(1024, memory_bytes // (16 * len(images))))
-    neighbours, farthest = _nearest(images, max(k1 + 1, k2), block_rows, sharing)
+    squares = squared_norms(images)
+    neighbours, farthest = _nearest(images, squares, max(k1 + 1, k2), block_rows, sharing)
     encoding = _average(_encode(images, neighbours, farthest, k1, block_rows, sharing), neighbours, k2)
     own, holders = encoding[: len(query)], encoding[len(query) :].T.tocsr()
-    return _Encoded(images, torch.from_numpy(farthest[: len(query), None]), own, holders, lambda_value, block_rows)
+    return _Encoded(images, squares, torch.from_numpy(farthest[: len(query), None]), own, holders, lambda_value, block_rows)
 
 
-def _nearest(images: Tensor, count: int, block_rows: int, sharing: Sharing) -> tuple[Neighbours, np.ndarray]:
+def _nearest(images: Tensor, squares: Tensor, count: int, block_rows: int, sharing: Sharing) -> tuple[Neighbours, np.ndarray]:
     """The `count` nearest of each image, all in a smaller set; and (N,) the largest distance of each, 1 if all are zero."""
     count = min(count, len(images))
     found = []
+    buffer = images.new_empty(min(block_rows, len(images)), len(images))
     for start in sharing.own(range(0, len(images), block_rows)):
-        distances = squared_distances(images[start : start + block_rows], images)
+        rows = slice(start, min(start + block_rows, len(images)))
+        distances = squared_distances(
+            images[rows], images, squares=(squares[rows], squares), out=buffer[: rows.stop - rows.start]
+        )
         largest = distances.amax(1)
         largest = torch.where(largest > 0, largest, 1.0)
         # An image is its own nearest neighbour, even among copies of it.

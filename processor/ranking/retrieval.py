@@ -73,18 +73,34 @@ def join_results(shares: Sequence[RetrievalResult]) -> RetrievalResult:
 
 def mostly_tied(distances: Tensor) -> Tensor:
     """(B,) True for rows (B, G) of which more than half is one number: the order of files, not of ships, ranks those images."""
-    middle = distances.median(dim=1, keepdim=True).values
-    return (2 * (distances == middle).sum(1) > distances.shape[1]) & (distances.shape[1] > 1)
+    # More than half of a circle cannot stand apart: where no two neighbours are equal, no median need be sought.
+    likely = (distances[:, 1:] == distances[:, :-1]).any(1) | (distances[:, 0] == distances[:, -1])
+    tied = likely & (distances.shape[1] > 1)
+    rows = distances[tied]
+    tied[tied.clone()] = 2 * (rows == rows.median(dim=1, keepdim=True).values).sum(1) > rows.shape[1]
+    return tied
 
 
-def squared_distances(query: Tensor, gallery: Tensor) -> Tensor:
+def squared_distances(
+    query: Tensor, gallery: Tensor, *, squares: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None
+) -> Tensor:
     """Squared Euclidean distances (Q, G) in float32 between `query` (Q, D) and `gallery` (G, D).
 
     `rank_features` does not need them; use them to show or to re-rank a set of moderate size.
+
+    Args:
+        query, gallery: features of any float type.
+        squares: `squared_norms` of both, (Q,) and (G,), where a gallery is met again and again.
+        out: (Q, G) float32 to write to, likewise.
     """
     query, gallery = query.float(), gallery.float()
-    squares = query.square().sum(1, keepdim=True) + gallery.square().sum(1)
-    return torch.addmm(squares, query, gallery.T, alpha=-2).clamp_(min=0)
+    of_query, of_gallery = squares or (squared_norms(query), squared_norms(gallery))
+    return torch.add(of_query[:, None], of_gallery, out=out).addmm_(query, gallery.T, alpha=-2).clamp_(min=0)
+
+
+def squared_norms(features: Tensor) -> Tensor:
+    """(N,) float32 of features (N, D)."""
+    return torch.cat([block.float().square().sum(1) for block in features.split(_GALLERY_BLOCK)])
 
 
 def rank_features(
@@ -204,9 +220,10 @@ def _integer_scale(query: Tensor, gallery: Tensor) -> float:
     largest = 0.0
     for features in (query, gallery):
         for block in features.split(_GALLERY_BLOCK):
-            largest = max(largest, block.double().norm(dim=1).max().item())
-            if not math.isfinite(largest) or not bool(torch.isfinite(block).all()):
+            longest = torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).max().item()
+            if not math.isfinite(longest):
                 raise DataError("a feature holds NaN or infinity; check the weights and the images that it was made from")
+            largest = max(largest, longest)
     return 2.0 ** (_EXACT_BITS - math.floor(math.log2(largest) + 0.6)) if largest > 0 else 1.0
 
 
