@@ -43,6 +43,7 @@ from utils.device import build_compilation, build_precision
 from utils.errors import UsageError
 from utils.global_batch import share_batch
 from utils.seed import seed_everything
+from utils.sharding import build_sharding, put_together
 
 logger = logging.getLogger("train")
 
@@ -58,16 +59,19 @@ def build_reid_task(cfg, data: HossData, device: torch.device) -> ReIDTask:
     criterion = build_criterion(cfg, num_identities=data.num_identities, num_features=model.num_features)
     criterion.load_state_dict(distributed.broadcast(criterion.state_dict()))  # the network's wrapper does this for the network
     criterion.to(device)
+    share_batch(model)
+    sharded = build_sharding(cfg, model, model.units(), device.type)
     optimizer = build_optimizer(cfg, model)
     optimizers = [optimizer] if criterion.centers is None else [optimizer, build_center_optimizer(cfg, criterion.centers)]
-    share_batch(model)
-    precision, network = build_precision(cfg, device), distributed.wrap(model, device)
+    precision, network = build_precision(cfg, device), model if sharded else distributed.wrap(model, device)
     choose_attention(model, precision)
     build_compilation(cfg, network, learns=True)
     extractor, ranking = build_extractor(cfg, device, model=model), build_ranking(cfg, device)
 
     def test() -> Mapping[str, Evaluation]:
-        return evaluate(data.protocols, data.images, extractor.features(data.images), ranking)
+        with put_together(model):
+            features = extractor.features(data.images)
+        return evaluate(data.protocols, data.images, features, ranking)
 
     return ReIDTask(
         network=network,

@@ -52,6 +52,8 @@ def build_pairs(cfg) -> tuple[Pair, ...]:
 
 def build_pair_task(cfg, device: torch.device) -> PairTask:
     """Model, objective, optimiser and schedule at their start."""
+    if cfg.SOLVER.SHARD:
+        raise UsageError("SOLVER.SHARD is for train.py and bbdm.train; set it False here, where IMS_PER_PASS saves memory")
     if not cfg.MODEL.PAIR:
         raise UsageError("MODEL.PAIR is False; train_pair.py pre-trains on pairs, so set it True (or use train.py)")
     model = build_model(cfg)

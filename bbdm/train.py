@@ -48,6 +48,7 @@ from utils.files import replacing
 from utils.global_batch import share_batch
 from utils.log import MetricsWriter, progress
 from utils.seed import seed_everything
+from utils.sharding import build_sharding, put_together, whole
 
 logger = logging.getLogger(__name__)
 
@@ -128,23 +129,27 @@ class BridgeTask(Task):
     def finish(self, epoch: int, *, last: bool) -> dict[str, float]:
         """Draw a grid if it is due."""
         due = self.grid_period and (last or epoch % self.grid_period == 0)
-        if due and distributed.is_main():
-            shown = self.shown.to(self.device, memory_format=layout_of(self.model.precision))
-            write_grid(self.grids / f"epoch_{epoch:04d}.png", self._averaged(), shown, seed=self.seed)
+        if due:
+            with put_together(self.average.module):  # every process gives its part
+                if distributed.is_main():
+                    shown = self.shown.to(self.device, memory_format=layout_of(self.model.precision))
+                    write_grid(self.grids / f"epoch_{epoch:04d}.png", self._averaged(), shown, seed=self.seed)
         return {}
 
     def evaluate(self, epoch: int, metrics: MetricsWriter) -> dict[str, float]:
         """Mean loss of the held-out pairs, if there are any; the lowest one chooses bridge_best.pth."""
         if self.validation is None:
             return {}
-        loss = validate(self._averaged(), self.validation, loss=self.loss, seed=self.seed, device=self.device, whole=self.whole)
+        told = {"loss": self.loss, "seed": self.seed, "device": self.device, "whole": self.whole}
+        with put_together(self.average.module):
+            loss = validate(self._averaged(), self.validation, **told)
         metrics.write(kind="validation", epoch=epoch, validation_loss=loss)
         logger.info("epoch %d: validation loss %.4f", epoch, loss)
         return {"bridge_best": -loss}
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged ones."""
-        return self.average.module.state_dict()
+        return whole(self.average.module.state_dict())
 
     def _averaged(self) -> BridgeModel:
         return self.model.with_network(self.average.module)
@@ -245,11 +250,15 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
         measure_latents(model, build_validation_loader(cfg, pairs.train, device_type=device.type, **sharing), device)
     average = build_average(model.network, cfg.BBDM.EMA_DECAY)
     share_batch(model.network)
-    model = model.with_network(distributed.wrap(model.network, device))
+    if start is not None:
+        fill_network(average.module, start.averages, start.path, NETWORK_KEYS)
+    if build_sharding(cfg, model.network, model.network.units(), device.type):
+        build_sharding(cfg, average.module, average.module.units(), device.type)
+    else:
+        model = model.with_network(distributed.wrap(model.network, device))
     build_compilation(cfg, model.network, learns=True)
     update = build_update(cfg, model.network, precision.scaler(), device)
     if start is not None:
-        fill_network(average.module, start.averages, start.path, NETWORK_KEYS)
         update.steps = build_first_step(cfg, start)
     shown = build_validation_loader(cfg, (pairs.validation or pairs.train)[:GRID_ROWS], device_type="cpu")
     held_out = pairs.validation or None

@@ -150,6 +150,10 @@ class UNet(nn.Module):
             h = self._run(block, torch.cat([h, skips.pop()], dim=1), time)
         return self.out(h)
 
+    def units(self) -> list[nn.Module]:
+        """Parts whose tensors are needed together, inner ones first, and at last the network itself."""
+        return [*self.input_blocks, self.middle_block, *self.output_blocks, self]
+
     def _run(self, block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
         if self.activation_checkpoints and self.training:
             return checkpoint(block, x, time, use_reentrant=False)

@@ -126,6 +126,8 @@ TABLE = (
     released("SOLVER.IMS_PER_BATCH", 64, "images in a training batch, over all processes", low=1),
     new("SOLVER.LOCAL_LOSSES", False, "True: of several processes each compares the images of its own share, as released"),
     new("SOLVER.IMS_PER_PASS", 0, "images of a batch through the network together; 0: all, -1: as many as fit", low=-1),
+    new("SOLVER.SHARD", False, "True: of several processes each holds a part of the network and of the optimiser (FSDP2)"),
+    new("SOLVER.ACTIVATION_CHECKPOINTS", False, "True: less memory, a third more time; of the bridge: BBDM.*"),
     released("SOLVER.MARGIN", 0.3, "of the triplet loss, unless MODEL.NO_MARGIN"),
     released("SOLVER.COSINE_MARGIN", 0.5, "margin of a margin head"),
     released("SOLVER.COSINE_SCALE", 30.0, "scale of a margin head"),

@@ -70,6 +70,8 @@ def build_resnet(cfg) -> ResNet50:
             "MODEL.NAME resnet50 has no tokens, which SDF-Net is about; set MODEL.DISENTANGLE False and "
             "MODEL.STRUCT_LOSS_WEIGHT 0"
         )
+    if cfg.SOLVER.ACTIVATION_CHECKPOINTS:
+        raise UsageError("SOLVER.ACTIVATION_CHECKPOINTS is for MODEL.NAME transformer; set it False for resnet50")
     return ResNet50(last_stride=cfg.MODEL.LAST_STRIDE)
 
 
@@ -87,7 +89,7 @@ def build_transoss(cfg) -> TransOSS:
         raise UsageError(
             f"MODEL.STRUCT_LAYER_INDEX is {structure_block}, and {kind} has {depth} blocks; name one of 1 to {depth}"
         )
-    return TransOSS(
+    backbone = TransOSS(
         **SIZES[kind],
         img_size=tuple(cfg.INPUT.SIZE_TRAIN),
         stride=tuple(cfg.MODEL.STRIDE_SIZE),
@@ -101,6 +103,8 @@ def build_transoss(cfg) -> TransOSS:
         specific_tokens=cfg.MODEL.DISENTANGLE,
         structure_block=structure_block,
     )
+    backbone.set_grad_checkpointing(cfg.SOLVER.ACTIVATION_CHECKPOINTS)
+    return backbone
 
 
 def build_classifier(cfg, in_features: int, num_identities: int) -> nn.Module:

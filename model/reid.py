@@ -63,6 +63,15 @@ class ReIDModel(nn.Module):
         """The neck that features pass."""
         return self.bottleneck_fuse if self.fusion else self.bottleneck
 
+    def units(self) -> list[nn.Module]:
+        """Parts whose tensors are needed together, inner ones first; together they hold all that is trained but `logit_scale`.
+
+        The last block is none: `model.transoss.leading_tokens` takes its tensors from outside.
+        """
+        blocks = list(self.base.blocks[:-1]) if hasattr(self.base, "blocks") else []
+        parts = [*blocks, self.base, self.neck, self.classifier]
+        return [part for part in parts if part is not None and any(own.requires_grad for own in part.parameters())]
+
     def forward(
         self, images: Tensor, modalities: Tensor, sizes: Tensor, labels: Tensor | None = None, *, judges: bool = True
     ) -> ReIDOutput | Features:

@@ -4,6 +4,7 @@ Legend: B images, H x W pixels, N patches (tokens), D embedding width.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,8 +12,10 @@ from timm.layers import PatchEmbed, build_sincos2d_pos_embed, trunc_normal_
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from model.features import Features, gradient_energy, structure_descriptor
+from utils.seed import redrawing
 
 PATCH_SIZE = 16
 
@@ -175,18 +178,27 @@ class TransOSS(VisionTransformer):
         return self.pos_drop(tokens)
 
     def forward(self, images: Tensor, modalities: Tensor, sizes: Tensor) -> Features:
-        """The features of each image: its class tokens after the final norm; arguments as for `embed`."""
+        """The features of each image: its class tokens after the final norm; arguments as for `embed`.
+
+        After timm's `set_grad_checkpointing` the activations of a block are computed again in the backward pass, not kept.
+        """
         tokens, structure = self.embed(images, modalities, sizes), None
         for number, block in enumerate(self.blocks, start=1):
             looked_at = number == self.structure_block
             last = number == len(self.blocks) and not looked_at
-            tokens = leading_tokens(block, tokens, self.class_tokens) if last else block(tokens)
+            run = partial(leading_tokens, block, count=self.class_tokens) if last else block
+            tokens = recomputed(run, tokens) if self.grad_checkpointing and self.training else run(tokens)
             if looked_at:
                 patches = tokens[:, self.class_tokens :][:, : self.patch_embed.num_patches]  # (B, N, D), without the size token
                 structure = structure_descriptor(gradient_energy(patches, self.grid_size))
         tokens = self.norm(tokens)
         specific = tokens[:, 1] if self.class_tokens == 2 else None
         return Features(shared=tokens[:, 0], specific=specific, structure=structure)
+
+
+def recomputed(run: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """`run(tokens)`, of which nothing is kept for the backward pass but `tokens`: it runs once more, with the same draws."""
+    return checkpoint(run, tokens, use_reentrant=False, context_fn=redrawing)
 
 
 def leading_tokens(block: Block, tokens: Tensor, count: int) -> Tensor:

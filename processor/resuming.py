@@ -14,6 +14,7 @@ from utils import distributed
 from utils.checkpoint import load
 from utils.errors import CheckpointError, UsageError, some
 from utils.reading import parse_yaml
+from utils.sharding import load_whole
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ MAY_DIFFER = {
     *("MODEL.PRETRAIN_CHOICE", "MODEL.PRETRAIN_PATH", "MODEL.PRETRAIN_PARTIAL", "INPUT.SIZE_TEST"),
     *("DATALOADER.NUM_WORKERS", "DATASETS.ROOT_DIR", "DATASETS.QUERY_ADD_DIR", "DATASETS.GALLERY_ADD_DIR", "OUTPUT_DIR"),
     *("BBDM.PAIRS_DIR", "BBDM.WEIGHT", "BBDM.PRETRAINED", "BBDM.FIRST_STAGE", "BBDM.ACTIVATION_CHECKPOINTS"),
+    *("SOLVER.SHARD", "SOLVER.ACTIVATION_CHECKPOINTS"),
     *("BBDM.GRID_PERIOD", "BBDM.SPLITS", "BBDM.SAMPLER", "BBDM.ETA"),
 }
 """Keys that say how long, where or on what a training runs, or that it no longer asks: told where they differ. Any other key
@@ -72,9 +74,9 @@ def restore(task: Task, plan: TrainingPlan, path: str | Path) -> Standing:
     if isinstance(state, Mapping):
         _refuse_other_run(state, plan, path)
     try:
-        distributed.unwrap(task.network).load_state_dict(state["model"])
+        load_whole(distributed.unwrap(task.network), state["model"])
         for name, part in task.parts.items():
-            part.load_state_dict(state[name])
+            load_whole(part, state[name])
         at = Standing.of_state(state, task)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]

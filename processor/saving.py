@@ -17,6 +17,7 @@ from utils import distributed
 from utils.checkpoint import DESCRIPTION, save
 from utils.cli import command_to_go_on
 from utils.errors import TrainingError, some
+from utils.sharding import whole
 from utils.signals import Interrupted, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -133,8 +134,8 @@ class Saver:
         Raises:
             TrainingError: what was learned is not finite.
         """
-        model = distributed.unwrap(self.task.network).state_dict()
-        parts = {name: part.state_dict() for name, part in self.task.parts.items()}
+        model = whole(distributed.unwrap(self.task.network).state_dict())
+        parts = {name: whole(part.state_dict()) for name, part in self.task.parts.items()}
         self._require_finite(at, {"model": model, **parts})
         told = {DESCRIPTION: {**self.plan.description, "epoch": at.epoch}}
         return {"model": model, **parts, **at.state_dict(), **self.plan.origin, **told}

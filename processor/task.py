@@ -13,6 +13,7 @@ from processor.description import build_description
 from utils import distributed
 from utils.device import Precision
 from utils.log import MetricsWriter
+from utils.sharding import whole
 
 
 class Task(ABC):
@@ -57,8 +58,8 @@ class Task(ABC):
         return {}
 
     def weights(self) -> dict[str, Tensor]:
-        """What checkpoints hold: the network's weights."""
-        return distributed.unwrap(self.network).state_dict()
+        """What checkpoints hold: the network's weights, whole where they are sharded; called on every process."""
+        return whole(distributed.unwrap(self.network).state_dict())
 
     def selection(self, name: str, *, epoch: int, figure: float) -> dict[str, Any]:
         """Why the weights of a file `name`.pth are the best of the run, in plain values, for what the file says of itself."""

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from utils import distributed
+from utils.sharding import part_of
 
 
 class Update:
@@ -90,7 +92,7 @@ class Update:
         return {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
-            "gradients": {name: distributed.mean(gradient) for name, gradient in gradients.items()},
+            "gradients": {name: _mean(gradient) for name, gradient in gradients.items()},
             "steps": self.steps,
             "waiting": self.waiting,
         }
@@ -105,10 +107,24 @@ class Update:
             # Whether an update is fused depends on the device, so it stays the optimiser's own.
             groups = zip(saved["param_groups"], optimizer.param_groups, strict=True)
             own = [{**group, "fused": present.get("fused")} for group, present in groups]
-            optimizer.load_state_dict({**saved, "param_groups": own})
+            optimizer.load_state_dict({**saved, "state": _parts_of(saved["state"], optimizer), "param_groups": own})
         if state["scaler"]:  # empty in a run without one, and this one then starts anew
             self.scaler.load_state_dict(dict(state["scaler"]))
         for name, gradient in state["gradients"].items():
             parameter = distributed.unwrap(self.network).get_parameter(name)
-            parameter.grad = gradient.to(parameter.device)
+            parameter.grad = part_of(gradient.to(parameter.device), parameter)
         self.steps, self.waiting = int(state["steps"]), int(state["waiting"])
+
+
+def _mean(gradient: Tensor) -> Tensor:
+    """The mean of a gradient over processes, which a sharded one is already."""
+    return gradient if isinstance(gradient, DTensor) else distributed.mean(gradient)
+
+
+def _parts_of(states: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """The states of an optimiser's parameters, of which a process with shards takes its part."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        number: {key: part_of(value, parameters[number]) if isinstance(value, Tensor) else value for key, value in own.items()}
+        for number, own in states.items()
+    }

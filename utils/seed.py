@@ -1,6 +1,8 @@
 """Random numbers from one seed."""
 
 import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,29 @@ def shared_generator(device: torch.device) -> torch.Generator:
     if device not in _SHARED:
         _SHARED[device] = torch.Generator(device).manual_seed(_SHARED.get(None, 0))
     return _SHARED[device]
+
+
+def redrawing() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of a pass and of its repetition (`torch.utils.checkpoint`), which draws from `shared_generator` what that drew.
+
+    What torch's own generators draw, torch repeats itself.
+    """
+    before = {device: generator.get_state() for device, generator in _SHARED.items() if device is not None}
+    word = _SHARED.get(None, 0)
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        after = dict(_SHARED)
+        _share(word)
+        for device, state in before.items():
+            shared_generator(device).set_state(state)
+        try:
+            yield
+        finally:
+            _SHARED.clear()
+            _SHARED.update(after)
+
+    return nullcontext(), again()
 
 
 def _word(*key: int) -> int:

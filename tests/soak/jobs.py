@@ -182,12 +182,19 @@ def makers(data: Path, base: Path) -> list[Job]:
     write_text(boxes, "\n".join(["xmin,ymin,xmax,ymax", *lines]) + "\n")
     ships = ["--train-ships", 2, "--test-ships", 3, "--workers", 1]
     return [
-        Job("tools.make_dataset", make_dataset, lambda folder: ["--output", folder / "out", *ships], refuses="out"),
+        Job(
+            "tools.make_dataset",
+            make_dataset,
+            lambda folder: ["--output", folder / "out", *ships],
+            refuses="out",
+            shares=".out.lock",
+        ),
         Job(
             "tools.import_dataset",
             import_dataset,
             lambda folder: ["--csv", table, "--output", folder / "out"],
             refuses="out",
+            shares=".out.lock",
         ),
         Job("tools.cut_chips", cut_chips, lambda folder: ["--scene", scene, "--boxes", boxes, "--output", folder / "out"]),
     ]
