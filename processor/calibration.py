@@ -166,8 +166,15 @@ def fit_calibration(
     weights_sha256: str,
     settings: dict[str, Any],
     seed: int = 0,
+    both_ends: bool = False,
 ) -> Calibration:
-    """Fit everything that turns distances into answers; see `fit_directions` for the first three arguments."""
+    """Fit everything that turns distances into answers.
+
+    Args:
+        distances, identities, modalities: see `fit_directions`.
+        weights_sha256, settings, both_ends: see `Calibration`.
+        seed: of the draws.
+    """
     directions = fit_directions(distances, identities, modalities, seed=seed)
     sensors = fit_sensors(try_answers(distances, identities, modalities, directions, rounds=ROUNDS, seed=seed + 1))
     tested = try_answers(distances, identities, modalities, directions, sensors, rounds=ROUNDS, seed=seed + 2)
@@ -175,7 +182,7 @@ def fit_calibration(
     for modality in np.unique(modalities):
         own = tested.probability[(tested.modality == modality) & ~tested.is_known]
         impostors[NAMES[Modality(modality)]] = [float(f"{v:.6g}") for v in np.quantile(own, np.linspace(0, 1, 1001))]
-    return Calibration(weights_sha256, settings, directions, sensors, impostors, len(np.unique(identities)))
+    return Calibration(weights_sha256, settings, directions, sensors, impostors, len(np.unique(identities)), both_ends)
 
 
 # Figures

@@ -78,6 +78,7 @@ class Calibration:
             of known chips was taken, which alone would make answers too sure.
         impostors: sensor of the query -> probabilities of answers to queries of unknown ships, at 0, 0.1, .. 100 percent.
         ships: number of ships that it was fitted on.
+        both_ends: whether queries are turned by 180 degrees too, and the nearer of the two counts.
     """
 
     weights_sha256: str
@@ -86,6 +87,7 @@ class Calibration:
     sensors: dict[str, list[float]]
     impostors: dict[str, list[float]]
     ships: int
+    both_ends: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""

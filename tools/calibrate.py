@@ -7,6 +7,7 @@ and `<weights>.calibration.html`.
 
 import argparse
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from configs.parser import answer_help, config_parser
@@ -23,6 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="folder that holds HOSS/; its test images are used"
     )
+    parser.add_argument(
+        "--both-ends", action="store_true", help="of queries turned by 180 degrees too, for chips whose bow nobody knows"
+    )
     return parser
 
 
@@ -31,8 +35,10 @@ if __name__ == "__main__":
 
 import jinja2
 import numpy as np
+import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from configs.command import open_command
@@ -94,6 +100,11 @@ def split_ships(chips: Sequence[Chip], seed: int) -> tuple[NDArray[np.int64], ND
     return tuple(np.flatnonzero(np.isin(ships, part)) for part in (names[:half], names[half:]))
 
 
+def nearer_end(asked: Sequence[Tensor], shown: Tensor) -> NDArray[np.float32]:
+    """(Q, G) squared distances of queries, (Q, D) for each end that is asked with, to (G, D): the smaller of the ends'."""
+    return torch.stack([squared_distances(end, shown) for end in asked]).amin(dim=0).numpy()
+
+
 def figures_of(tested: Tried) -> Iterable[list[object]]:
     """Rows of `COLUMNS`: of all queries, and of each sensor's."""
     parts = {"both sensors": np.ones(len(tested.right), bool)}
@@ -152,10 +163,15 @@ def main(arguments: Sequence[str]) -> None:
         halves = split_ships(chips, cfg.SOLVER.SEED)
         extractor = build_extractor(cfg, device, weights=cfg.TEST.WEIGHT)
         features = functional.normalize(extractor.features(chips, description="features"))
+        asked = [features]
+        if args.both_ends:
+            turned = [replace(chip, turned=True) for chip in chips]
+            asked.append(functional.normalize(extractor.features(turned, description="features, turned")))
         ships, modalities = (np.array([getattr(chip, name) for chip in chips], np.int64) for name in ("ship", "modality"))
-        (near, own), (far, others) = ((squared_distances(features[h], features[h]).numpy(), h) for h in halves)
+        (near, own), (far, others) = ((nearer_end([side[h] for side in asked], features[h]), h) for h in halves)
         origin = build_origin(cfg, weights_sha256=extractor.weights_sha256, device=device)
         told = {"weights_sha256": extractor.weights_sha256, "settings": origin["settings"], "seed": cfg.SOLVER.SEED}
+        told["both_ends"] = args.both_ends
         calibration = fit_calibration(near, ships[own], modalities[own], **told)
         options = {"rounds": TEST_ROUNDS, "seed": cfg.SOLVER.SEED + 3}
         tested = try_answers(far, ships[others], modalities[others], calibration.directions, calibration.sensors, **options)

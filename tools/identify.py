@@ -60,9 +60,8 @@ from processor.chip_index import ChipIndex, Conditions, is_index
 from processor.extraction import build_extractor
 from processor.feature_store import build_origin, hash_files
 from processor.identification import NAMES, Calibration, answer_queries
-from processor.ranking.retrieval import squared_distances
 from processor.report.pictures import chip_uris, jpeg_uri
-from tools.calibrate import calibration_path
+from tools.calibrate import calibration_path, nearer_end
 from utils.cli import run
 from utils.errors import DataError, UsageError
 from utils.files import write_json, write_text
@@ -109,7 +108,7 @@ def read_calibration(weights: str, sha256: str, settings: dict[str, Any]) -> Cal
     try:
         content = read_json(path)
         names = Calibration.__dataclass_fields__
-        found = Calibration(**{name: content[name] for name in names})
+        found = Calibration(**{name: content[name] for name in names if name in content})
     except OSError as error:
         raise DataError(f"there is no calibration {path}, which probabilities need; {make}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -308,11 +307,14 @@ def main(arguments: Sequence[str]) -> None:
         origin = build_origin(cfg, weights_sha256=extractor.weights_sha256, device=device)
         calibration = read_calibration(cfg.TEST.WEIGHT, extractor.weights_sha256, origin["settings"])
         indexed = read_indexed(args.known, origin, extractor.width)
-        features = functional.normalize(extractor.features([s.chip for s in (*query, *known)], description="features"))
-        shown = torch.cat([features[len(query) :], torch.from_numpy(indexed.vectors)])
-        refuse_collapsed(torch.cat([features, shown]))
+        chips = [s.chip for s in (*known, *query)]
+        chips += [replace(s.chip, turned=True) for s in query if calibration.both_ends]
+        features = functional.normalize(extractor.features(chips, description="features"))
+        shown = torch.cat([features[: len(known)], torch.from_numpy(indexed.vectors)])
+        asked = features[len(known) :].split(len(query))
+        refuse_collapsed(torch.cat([*asked, shown]))
         known, files = [*known, *indexed.sightings], [*hash_files([s.chip.path for s in known]), *indexed.files]
-        distances = squared_distances(features[: len(query)], shown).numpy()
+        distances = nearer_end(asked, shown)
         copies = hide_copies(distances, hash_files([s.chip.path for s in query]), files)
         answers = make_answers(query, known, distances, calibration, false_alarms=args.false_alarms)
         lines = summary(answers, known, copies, args.false_alarms)
