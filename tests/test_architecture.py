@@ -19,6 +19,9 @@ ALLOWED = {
 }
 """Package -> packages or modules that its modules may import beside their own."""
 
+FACES = {"model/load.py": {"configs", "datasets", "processor"}}
+"""Module that stands before the packages, as a command does, although it lies in one -> what it may import beside its own."""
+
 LEAN = {"loss": {"torch"}, "solver": {"torch", "timm"}}
 """Packages that know nothing of the rest of the world: the libraries that they may import."""
 
@@ -73,7 +76,7 @@ def test_there_is_something_to_check():
 def test_packages_import_what_the_layout_allows(path):
     own = path.relative_to(ROOT).parts[0]
     ours = {module for module in imports_of(path) if module.split(".")[0] in OURS}
-    assert {module for module in ours if not is_inside(module, ALLOWED[own] | {own})} == set()
+    assert {module for module in ours if not is_inside(module, ALLOWED[own] | {own} | FACES.get(name_of(path), set()))} == set()
     if own in LEAN:
         foreign = {module.split(".")[0] for module in imports_of(path) - ours}
         assert foreign <= LEAN[own] | {"collections", "logging", "math"}

@@ -58,8 +58,7 @@ from datasets.chips import ChipReading
 from datasets.folders import count_broken, gather_chips, refuse_broken, warn_of_askew
 from datasets.loaders import build_chip_reading
 from datasets.records import Chip, Split
-from processor.common_space import build_common_space
-from processor.extraction import build_extractor
+from model.load import build_reid
 from processor.ranking.evaluation import Ranking, build_ranking, expand, warn_of_ties
 from processor.ranking.reranking import rerank_apart
 from processor.ranking.retrieval import mostly_tied, squared_distances
@@ -212,11 +211,8 @@ def main(arguments: Sequence[str]) -> None:
             refuse_broken(side, skip=args.skip_bad)
             warn_of_askew(side, upright=args.upright)
         query, gallery, names = asking.chips, asked.chips, (asking.names, asked.names)
-        extractor = build_extractor(cfg, device, weights=cfg.TEST.WEIGHT)
         chips = [*query, *gallery, *(replace(chip, turned=True) for chip in query if args.both_ends)]
-        features = extractor.features(chips, description="features")
-        if space := build_common_space(cfg, extractor):
-            features = space.map_images(features, [chip.modality for chip in chips])
+        features = build_reid(cfg, device).features(chips, description="features")
         count = len(query) + len(gallery)
         turned = features[count:] if args.both_ends else None
         lists = rank_records(query, gallery, features[:count], build_ranking(cfg, device), top_k=args.top_k, turned=turned)
