@@ -211,7 +211,7 @@ def test_every_row_is_measured(root, tmp_path):
     assert list(report["protocols"]) == ["ALL", "O2S", "S2O"]
     for rows in report["protocols"].values():
         assert [row["row"] for row in rows] == ROWS
-        assert [row["tau"] is None for row in rows] == [True, False, True, False, False, False, False, False]
+        assert [row["setting"]["tau"] is None for row in rows] == [True, False, True, False, False, False, False, False]
     assert "spare SAR views: 4 chips of the gallery" in ended.out and "are not ranked" in ended.out
     assert "queries of other ships choose" in ended.out
     assert set(report["movable"]) == {"ALL", "O2S", "S2O"} and "tau 0.02 can change the first rank of" in ended.out
@@ -241,7 +241,8 @@ def test_a_second_spare_view_is_the_oracle_of_another_radar(root, tmp_path):
     for rows in report["protocols"].values():
         found = {row["row"]: row for row in rows}
         assert found["oracle: a spare SAR view"]["mAP"] != found["oracle: a view by another radar"]["mAP"]
-        assert found["common space: lda"]["shrinkage"] == 0.1 and found["common space: lda"]["dimensions"] in (0, 3)
+        assert found["common space: lda"]["setting"]["shrinkage"] == 0.1
+        assert found["common space: lda"]["setting"]["dimensions"] in (0, 3)
 
 
 def test_validation_ships_choose_where_they_are_asked_for(root, tmp_path):
@@ -281,7 +282,7 @@ def test_the_gap_and_gains_are_in_the_table():
     lines = oracle.format_rows(report, "O2S", "mAP").splitlines()
     assert lines[3].split()[:4] == ["fused", "50.0", "100.0", "+30.0"]
     told = lines[lines.index("") + 3].split()
-    assert told == ["fused", "tau", "0.3,", "e", "0.01,", "64", "50", "50", "..", "50"]
+    assert told == ["fused", "tau", "0.3,", "e", "0.01,", "d", "64", "50", "50", "..", "50"]
 
 
 def test_protocols_that_validation_lacks_choose_for_themselves():

@@ -213,7 +213,7 @@ def report_rows(settled: Mapping[str, tuple[Mapping[str, Any], Sequence[Outcome]
     for name, (setting, outcomes) in settled.items():
         compared = {rate: compare_outcomes(plain, outcomes, rate) for rate in METRICS}
         gain, closed = compared[metric].difference, gap_closed(plain, outcomes, goal, metric)
-        entry = {"row": name, **setting, **{rate: found.second for rate, found in compared.items()}}
+        entry = {"row": name, "setting": dict(setting), **{rate: found.second for rate, found in compared.items()}}
         entry |= {"gain": gain.mean, "gain_interval": gain.ends, "queries": gain.queries, "ships": gain.ships}
         entry |= {"gap_closed": closed and closed.mean, "gap_closed_interval": closed and closed.ends}
         report.append(entry)
@@ -229,16 +229,16 @@ def format_rows(report: Sequence[Mapping[str, Any]], protocol: str, metric: str)
             gain = [f"{100 * row['gain']:+.1f}", _ends(row["gain_interval"], "+.1f")]
             closes = row["gap_closed"] is not None and row["row"] != ORACLE
             closed = [f"{100 * row['gap_closed']:.0f}", _ends(row["gap_closed_interval"], ".0f")] if closes else ["", ""]
-            settings.append([row["row"], _told(row), *closed])
+            settings.append([row["row"], _told(row["setting"]), *closed])
         lines.append([row["row"], *rates, *gain])
     figures = table([protocol, *METRICS, f"gain, {metric}", "95 %"], lines)
     return f"{figures}\n\n{table([protocol, 'setting', 'gap closed, %', '95 %'], settings)}"
 
 
-def _told(row: Mapping[str, Any]) -> str:
-    """The setting of a row, such as 'tau 0.3' or 'e 0.01, 64': of a space shrinkage and dimensions."""
-    parts = [] if row["tau"] is None else [f"tau {row['tau']:g}"]
-    return ", ".join([*parts, f"e {row['shrinkage']:g}", str(row["dimensions"])] if "shrinkage" in row else parts)
+def _told(setting: Mapping[str, Any]) -> str:
+    """Such as 'tau 0.3' or 'e 0.01, d 64': of a space shrinkage and dimensions."""
+    short = {"shrinkage": "e", "dimensions": "d"}
+    return ", ".join(f"{short.get(name, name)} {value:g}" for name, value in setting.items() if value is not None)
 
 
 def _ends(ends: Sequence[float], style: str) -> str:
