@@ -13,6 +13,27 @@ def results(r1: float, low: float, fused: bool) -> dict:
     return {"protocols": {name: {"plain": plain, "fused": plain if fused else None} for name in ("ALL", "O2S", "S2O")}}
 
 
+def gap() -> dict:
+    """Pictures that pay in S2O alone, and no gap that is shown in ALL."""
+
+    def row(name, mAP, low, closed):
+        interval = None if closed is None else [closed - 0.1, closed + 0.1]
+        return {
+            "row": name,
+            "mAP": mAP,
+            "R1": mAP,
+            "gain_interval": [low, 0.2],
+            "gap_closed": closed,
+            "gap_closed_interval": interval,
+        }
+
+    names = ("plain", "fused", "common space: lda", "oracle: a spare SAR view")
+    return {
+        protocol: [row(name, 0.1 * (1 + place), low, closed) for place, name in enumerate(names)]
+        for protocol, low, closed in (("ALL", -0.1, None), ("O2S", 0.0, 0.0), ("S2O", 0.01, 0.25))
+    }
+
+
 @pytest.fixture
 def commands(monkeypatch) -> list[tuple[str, ...]]:
     """Note the demo's commands instead of running them; weights and results are written where they would be."""
@@ -32,6 +53,11 @@ def commands(monkeypatch) -> list[tuple[str, ...]]:
             content = results(0.02 if untrained else 0.4, 0.0 if untrained else 0.3, fused=not untrained)
             (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
 
+        if arguments[:2] == ("-m", "tools.make_dataset"):
+            (demo.Path(arguments[-1]) / "spare").mkdir(parents=True)
+        if arguments[:2] == ("-m", "tools.oracle"):
+            demo.Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps({"protocols": gap()}), encoding="utf-8")
+
     monkeypatch.setattr(demo, "_command", record)
     return run
 
@@ -40,10 +66,14 @@ def test_procedural_demo_draws_trains_generates_and_tests(commands, tmp_path):
     ended = call(demo.main, "--output", tmp_path)
     assert ended.status == 0, ended.err
     names = [arguments[1] if arguments[0] == "-m" else arguments[0] for arguments in commands]
-    assert names == ["tools.make_dataset", "train.py", "bbdm.train", "bbdm.sample", "test.py", "test.py"]
+    assert names == ["tools.make_dataset", "train.py", "bbdm.train", "bbdm.sample", "test.py", "test.py", "tools.oracle"]
+    assert "fused, tau tuned  20.0 / 20.0" in ended.out
+    assert "S2O: pictures 25 % [15, 35], the space 25 % [15, 35]" in ended.out
+    assert "ALL: pictures - (no gap is shown)" in ended.out
+    assert "verdict: this bridge's pictures pay in S2O\n" in ended.out
     assert ended.out.count("lies above the untrained network's R1") == 3
     assert "40.0 / 40.0" in ended.out
-    fused, plain = commands[-2], commands[-1]
+    fused, plain = commands[-3], commands[-2]
     assert "DATASETS.QUERY_ADD_DIR" in fused
     assert "DATASETS.QUERY_ADD_DIR" not in plain
 
