@@ -6,6 +6,7 @@ HOSS layout is `<root>/HOSS/{bounding_box_train,query,bounding_box_test}` and, w
 
 import filecmp
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -130,6 +131,19 @@ def list_entries(folder: Path) -> list[Path]:
     return entries
 
 
+def _files_of(folder: Path) -> set[str]:
+    """Names of the files of a folder, and of links to files: told by the folder itself, without a look at each file."""
+
+    def is_file(entry: os.DirEntry) -> bool:
+        try:
+            return entry.is_file()
+        except OSError:  # a link that leads to itself
+            return False
+
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if is_file(entry)}
+
+
 def find_pictures(path: Path) -> list[Path]:
     """The pictures of a folder and of those below it, sorted by path, or the one picture that `path` is; none is opened.
 
@@ -204,7 +218,8 @@ def list_chips(hoss: Path, split: Split) -> tuple[tuple[Chip, ...], list[Finding
     found = [path for path in list_entries(hoss / folder) if not path.name.startswith(".")]
     entries = sorted(found, key=lambda path: path.name)
     pictures = [path for path in entries if is_picture(path)]
-    names = {path: parse_name(path) if path.is_file() else None for path in pictures}
+    files = _files_of(hoss / folder)
+    names = {path: parse_name(path) if path.name in files else None for path in pictures}
     chips = tuple(Chip(path, *name, split) for path, name in names.items() if name is not None)
     findings = []
     if not pictures:

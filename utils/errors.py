@@ -74,7 +74,11 @@ def shown(value: Any) -> str:
 
 def is_text(name: str) -> bool:
     """Whether a name, of a file or in one, can be written as UTF-8; bytes that are none come as lone surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:
