@@ -126,7 +126,10 @@ def name_ships(sightings: Sequence[Sighting], path: Path) -> list[Sighting]:
 
 
 def read_confirmed(table: Path) -> list[tuple[str, str]]:
-    """(path of the query, ship) of every line of a CSV of `query, path, ship, decision` whose decision is 'accept'."""
+    """(path of the query, ship) of every line of a CSV of `query, path, ship, decision` whose decision is 'accept'.
+
+    Lines without a ship accept that it is none of the known, and are left out.
+    """
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(table, encoding="utf-8-sig"), newline="")))
     except (OSError, ValueError) as error:
@@ -134,6 +137,6 @@ def read_confirmed(table: Path) -> list[tuple[str, str]]:
     if not rows or not {"path", "ship", "decision"} <= set(rows[0]):
         raise DataError(f"{table} needs the columns path, ship, decision; name the CSV that the page saved")
     accepted = [(read_cell(row["path"] or ""), read_cell(row["ship"] or "")) for row in rows if row["decision"] == "accept"]
-    if not all(path and ship for path, ship in accepted):
-        raise DataError(f"{table} accepts an answer without path or ship; save it again from the page")
-    return accepted
+    if not all(path for path, _ in accepted):
+        raise DataError(f"{table} accepts an answer without a path; save it again from the page")
+    return [(path, ship) for path, ship in accepted if ship]

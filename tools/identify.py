@@ -6,6 +6,7 @@ by `--confirmed`.
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ if __name__ == "__main__":
 import jinja2
 import numpy as np
 import torch
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -228,11 +229,19 @@ def render_page(
         ]
         percent = round(100 * answer.probability) if answer.ship else None
         told = {"query": answer.query.name, "path": str(answer.query.chip.path.absolute()), "ship": answer.ship}
-        told |= {"headline": answer.verdict, "percent": percent, "runner_up": answer.runner_up, "best": best}
+        told |= {
+            "named": answer.verdict == answer.ship != "",
+            "headline": answer.verdict,
+            "percent": percent,
+            "runner_up": answer.runner_up,
+            "best": best,
+        }
         shown.append(told | {"picture": pictures.get(str(answer.query.chip.path), "data:,")} | _facts(answer.query))
     here = Path(__file__).parent
     style = (here.parent / "processor" / "report" / "page.css").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True).from_string((here / "identify.html.j2").read_text(encoding="utf-8"))
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters["breakable"] = lambda name: Markup(re.sub(r"([/_.-])", r"\1<wbr>", str(escape(name))))
+    template = environment.from_string((here / "identify.html.j2").read_text(encoding="utf-8"))
     return template.render(title="Which ship is this?", style=Markup(style), answers=shown, headlines=headlines)
 
 
@@ -329,7 +338,8 @@ def main(arguments: Sequence[str]) -> None:
 def summary(answers: Sequence[Answer], known: Sequence[Sighting], copies: int, false_alarms: float) -> list[str]:
     """What to know of all answers, in sentences."""
     ships, open_set = len({sighting.ship for sighting in known}), sum(answer.verdict == NONE for answer in answers)
-    lines = [f"{len(answers)} queries among {len(known)} chips of {ships} known ships, {false_alarms:.0%} false alarms allowed"]
+    queries = f"{len(answers)} {'query' if len(answers) == 1 else 'queries'}"
+    lines = [f"{queries} among {len(known)} chips of {ships} known ships, {false_alarms:.0%} false alarms allowed"]
     lines.append(f"{len(answers) - open_set} answered, {open_set} {NONE}")
     if tied := sum(answer.verdict == TIED for answer in answers):
         lines.append(f"{tied} tied: two ships are equally near, so neither is told")
