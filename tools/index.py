@@ -5,6 +5,7 @@ Chips that the index holds already are passed over, so a run that was ended goes
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,6 +61,8 @@ from utils.cli import run
 from utils.errors import DataError, UsageError, some
 from utils.lock import own_folder
 from utils.log import progress
+
+logger = logging.getLogger("index")
 
 
 @dataclass
@@ -138,6 +141,10 @@ def add_batch(
     names = {sighting.chip.path: sighting.name for sighting, *_ in batch}
     askew = {path: angle for side in sides for path, angle in side.askew.items()}
     told = Gathered(tuple(chips), names, {path: fault for side in sides for path, fault in side.broken.items()}, askew)
+    if skip and not chips:
+        for fault in told.broken.values():
+            logger.warning("%s", fault)
+        return told
     refuse_broken(told, skip=skip)
     warn_of_askew(told, upright=batch[0][2].upright)
     vectors = functional.normalize(extractor.features(chips)).numpy()
