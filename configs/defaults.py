@@ -107,6 +107,12 @@ TABLE = (
     ),
     released("DATALOADER.NUM_INSTANCE", 16, "K, images of an identity in a batch", low=1),
     released("DATALOADER.NUM_WORKERS", 8, "at most; a worker a core is used", low=0),
+    new(
+        "DATALOADER.CACHE_MB",
+        256,
+        "memory for training chips as decoded and resized, so that each is decoded once a run; 0: each is, every time",
+        low=0,
+    ),
     released("SOLVER.OPTIMIZER_NAME", "Adam", "the optimiser", choices=("SGD", "Adam", "AdamW")),
     released("SOLVER.MAX_EPOCHS", 100, "epochs of training", low=1),
     released("SOLVER.BASE_LR", 3e-4, "learning rate after the warm-up", low=0),

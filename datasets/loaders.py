@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datasets.catalogue import HossData
 from datasets.chips import ChipReading, read_chip, size_triple
+from datasets.decoded import DecodedChips
 from datasets.pairs import Pair, chips_of
 from datasets.records import Batch, Chip
 from datasets.samplers import BatchSampler, Draw, draw_identities, shuffle_images, shuffle_pairs, take_in_order
@@ -39,10 +40,19 @@ class ChipDataset(Dataset):
         labels: of each chip, 0..N-1; None where no ship is learned.
         transform: picture and random generator -> (3, H, W) tensor.
         read: chip -> picture.
+        decoded: where chips that were read before are found, resized as `transform` would; None: each is read anew.
     """
 
-    def __init__(self, chips: Sequence[Chip], labels: Sequence[int] | None, transform: Transform, read: ChipReading):
+    def __init__(
+        self,
+        chips: Sequence[Chip],
+        labels: Sequence[int] | None,
+        transform: Transform,
+        read: ChipReading,
+        decoded: DecodedChips | None = None,
+    ):
         self.chips = chips
+        self.decoded = decoded
         self.labels = labels
         self.transform = transform
         self.read = read
@@ -55,7 +65,11 @@ class ChipDataset(Dataset):
         """Read one chip: `image` (3, H, W), `size` (3,), `modality`, `label`, `index`; items of a batch go to `collate`."""
         chip = self.chips[draw.index]
         try:
-            picture = self.read(chip)
+            if self.decoded is None:
+                picture = self.read(chip)
+                own = picture.shape[1::-1]
+            else:
+                picture, own = self.decoded.read(draw.index, partial(self.read, chip))
             image = self.transform(picture, np.random.default_rng(draw.key))
         except DataError as error:
             return error  # `ChipLoader` raises it; raised in a worker, its sentence would be lost in a traceback.
@@ -63,16 +77,15 @@ class ChipDataset(Dataset):
             return DataError(f"{chip.path} {error}")
         return {
             "image": image,
-            "size": _triple_of(chip, picture),
+            "size": _triple_of(chip, own),
             "modality": int(chip.modality),
             "label": None if self.labels is None else self.labels[draw.index],
             "index": draw.index,
         }
 
 
-def _triple_of(chip: Chip, picture: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The size triple of a chip; of a generated picture, that of its source unless it is measured itself."""
-    own = picture.shape[1::-1]
+def _triple_of(chip: Chip, own: tuple[int, int]) -> NDArray[np.float64]:
+    """The size triple of a chip of `own` (width, height); of a generated one that is not measured, its source's."""
     sensor = chip.modality if chip.measured or chip.source is None else chip.source.modality
     return size_triple(*(own if chip.measured else chip.size or own), sensor)
 
@@ -136,8 +149,7 @@ def build_train_loader(cfg, data: HossData, *, device_type: str = "cpu", rank: i
         batches = draw_identities(labels, instances=cfg.DATALOADER.NUM_INSTANCE, **sharing)
     else:
         batches = shuffle_images(len(labels), **sharing)
-    dataset = ChipDataset(data.train, labels, build_augmentation(cfg), build_chip_reading(cfg))
-    return build_loader(cfg, dataset, batches, device_type=device_type)
+    return build_loader(cfg, build_training_chips(cfg, data.train, labels), batches, device_type=device_type)
 
 
 def build_pair_loader(
@@ -153,8 +165,13 @@ def build_pair_loader(
     if images % 2:
         raise UsageError(f"SOLVER.IMS_PER_BATCH {images} is no whole number of pairs; make it even")
     batches = shuffle_pairs(len(pairs), pairs=images // 2, seed=cfg.SOLVER.SEED, rank=rank, world_size=world_size)
-    dataset = ChipDataset(chips_of(pairs), None, build_augmentation(cfg), build_chip_reading(cfg))
-    return build_loader(cfg, dataset, batches, device_type=device_type)
+    return build_loader(cfg, build_training_chips(cfg, chips_of(pairs), None), batches, device_type=device_type)
+
+
+def build_training_chips(cfg, chips: Sequence[Chip], labels: Sequence[int] | None) -> ChipDataset:
+    """Augmented chips, each decoded once as far as DATALOADER.CACHE_MB reaches."""
+    decoded = DecodedChips(len(chips), tuple(cfg.INPUT.SIZE_TRAIN), cfg.DATALOADER.CACHE_MB)
+    return ChipDataset(chips, labels, build_augmentation(cfg), build_chip_reading(cfg), decoded if decoded.places else None)
 
 
 def build_test_loader(

@@ -87,7 +87,12 @@ def augment(
 
 
 def resize(picture: Picture, size: tuple[int, int], resampling: Image.Resampling) -> NDArray[np.uint8]:
-    """Resize to (rows, columns) with Pillow, which averages over the source pixels when it shrinks. Returns (H, W, 3)."""
+    """Resize to (rows, columns) with Pillow, which averages over the source pixels when it shrinks. Returns (H, W, 3).
+
+    An array of that size already comes back itself.
+    """
+    if isinstance(picture, np.ndarray) and picture.shape[:2] == tuple(size):
+        return picture
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     return np.asarray(image.resize((size[1], size[0]), resampling))
 
@@ -115,8 +120,10 @@ def jitter_colours(pixels: NDArray[np.uint8], factors: Sequence[float], order: S
 def pad_and_crop(pixels: NDArray[np.uint8], padding: int, generator: np.random.Generator) -> NDArray[np.uint8]:
     """Shift the picture (H, W, 3) by up to `padding` pixels either way; what comes in from outside is black."""
     top, left = generator.integers(0, 2 * padding, size=2, endpoint=True)
-    padded = np.pad(pixels, ((padding, padding), (padding, padding), (0, 0)))
-    return padded[top : top + pixels.shape[0], left : left + pixels.shape[1]]
+    rows, columns = pixels.shape[:2]
+    padded = np.zeros((rows + 2 * padding, columns + 2 * padding, 3), np.uint8)
+    padded[padding : padding + rows, padding : padding + columns] = pixels
+    return padded[top : top + rows, left : left + columns]
 
 
 def normalise(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensor:
