@@ -15,9 +15,7 @@ from tests.commands import tiny_cfg
 
 def batches(root, megabytes: int, workers: int = 0):
     """Two epochs of training batches, and the loader."""
-    loader = build_train_loader(
-        tiny_cfg(DATALOADER__CACHE_MB=megabytes, DATALOADER__NUM_WORKERS=workers), read_hoss(root)
-    )
+    loader = build_train_loader(tiny_cfg(DATALOADER__CACHE_MB=megabytes, DATALOADER__NUM_WORKERS=workers), read_hoss(root))
     found = []
     for epoch in (1, 2):
         loader.batch_sampler.set_epoch(epoch)
