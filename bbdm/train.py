@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 GRID_ROWS = 4
 GRID_STEPS = 20
+GRID_HEIGHT, GRID_LABEL = 192, 16
+"""Pixels of a picture that is smaller itself, and of the line of labels."""
 
 
 @dataclass
@@ -76,6 +78,7 @@ class BridgeTask(Task):
         grid_period: epochs between grids; 0: none.
         seed: of validation and grids.
         whole: pairs of each batch of `validation` but the last.
+        grey: whether grids show grey samples, as BBDM.GREY has them made.
     """
 
     model: BridgeModel
@@ -93,6 +96,7 @@ class BridgeTask(Task):
     grid_period: int
     seed: int
     whole: int = 0
+    grey: bool = False
     name = "bridge"
     numbers = ("loss",)
 
@@ -133,7 +137,7 @@ class BridgeTask(Task):
             with put_together(self.average.module):  # every process gives its part
                 if distributed.is_main():
                     shown = self.shown.to(self.device, memory_format=layout_of(self.model.precision))
-                    write_grid(self.grids / f"epoch_{epoch:04d}.png", self._averaged(), shown, seed=self.seed)
+                    write_grid(self.grids / f"epoch_{epoch:04d}.png", self._averaged(), shown, seed=self.seed, grey=self.grey)
         return {}
 
     def evaluate(self, epoch: int, metrics: MetricsWriter) -> dict[str, float]:
@@ -179,16 +183,32 @@ def validate(model: BridgeModel, loader, *, loss: str, seed: int, device: torch.
     return sum(part for part, _ in ordered).item() / sum(count for _, count in ordered)
 
 
-def write_grid(path: Path, model: BridgeModel, batch: Batch, *, seed: int) -> None:
-    """Write rows of optical | SAR | generated for the first pairs of a batch, as one PNG."""
+def write_grid(path: Path, model: BridgeModel, batch: Batch, *, seed: int, grey: bool = False) -> None:
+    """Write labelled columns of optical, SAR and generated for the first pairs of a batch, as one PNG.
+
+    Args:
+        path: of the PNG.
+        model: with the network to show.
+        batch: pairs.
+        seed: of the generated pictures.
+        grey: whether they are made grey (BBDM.GREY), as samples are then.
+    """
     optical, sar = (pictures[:GRID_ROWS] for pictures in batch.images.chunk(2))
     seeds = torch.tensor([sample_seed(seed, "grid", row) for row in range(len(optical))], device=optical.device)
     shape = model.state_shape(optical)[1:]
-    settings = SamplerSettings(name="few_step", steps=min(GRID_STEPS, len(model.bridge.schedule)))
+    settings = SamplerSettings(name="few_step", steps=min(GRID_STEPS, len(model.bridge.schedule)), grey=grey)
     generated = model.sample(optical, settings, lambda step: seeded_normal(seeds, step, shape))
     rows = to_picture(torch.cat([optical, sar, generated], dim=3))
+    height, width = rows.shape[1:3]
+    scale = max(1, GRID_HEIGHT // height)
+    pictures = Image.fromarray(np.concatenate(list(rows)))
+    pictures = pictures.resize((scale * pictures.width, scale * pictures.height), Image.Resampling.NEAREST)
+    grid = Image.new("RGB", (pictures.width, pictures.height + GRID_LABEL), "white")
+    grid.paste(pictures, (0, GRID_LABEL))
+    for column, label in enumerate(("optical", "SAR", "generated")):
+        ImageDraw.Draw(grid).text((scale * width * (2 * column + 1) // 6, 2), label, "black", anchor="ma")
     with replacing(path) as temporary:
-        Image.fromarray(np.concatenate(list(rows))).save(temporary)
+        grid.save(temporary)
 
 
 def build_plateau(cfg, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
@@ -277,6 +297,7 @@ def build_bridge_task(cfg, pairs: PairLists, folder: Path, device: torch.device)
         shown=next(iter(shown)),
         grids=folder / "grids",
         grid_period=cfg.BBDM.GRID_PERIOD,
+        grey=cfg.BBDM.GREY,
         seed=cfg.SOLVER.SEED,
     )
 

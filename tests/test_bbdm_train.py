@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -25,11 +26,11 @@ class Model:
     def __init__(self, network: nn.Module):
         self.network, self.precision = network, Precision("cpu")
         self.bridge = type("Bridge", (), {"schedule": range(1000)})
-        self.asked = []
+        self.asked, self.greys = [], []
 
     def with_network(self, network):
         other = Model(network)
-        other.asked = self.asked
+        other.asked, other.greys = self.asked, self.greys
         return other
 
     def random_loss(self, optical, sar, kind, *, sizes=None, generator=None):
@@ -41,6 +42,7 @@ class Model:
 
     def sample(self, optical, settings, noise):
         self.asked.append((settings.name, settings.steps))
+        self.greys.append(settings.grey)
         return optical * self.network.weight.sum()
 
 
@@ -170,8 +172,20 @@ def test_a_grid_is_drawn_by_period_and_at_the_end(tmp_path, period, epoch, last,
     if due:
         assert task.model.asked[-1] == ("few_step", 20)
         picture = Image.open(tmp_path / f"epoch_000{epoch}.png")
-        assert picture.size == (3 * 2, 4 * 4)  # optical | SAR | generated, the first four pairs
-        assert [picture.getpixel((x, 0))[0] for x in (0, 2, 4)] == [191, 0, 191]
+        # optical | SAR | generated, the first four pairs of 4 x 2 pixels, each 192 high, below their labels
+        assert picture.size == (3 * 2 * 48, 16 + 4 * 192)
+        assert [picture.getpixel((x, 16))[0] for x in (0, 2 * 48, 4 * 48)] == [191, 0, 191]
+        labels = np.array(picture.convert("L"))[:16].reshape(16, 3, 2 * 48)
+        inked = [(labels[:, column] < 128).sum() for column in range(3)]
+        assert labels.max() == 255 and 0 < inked[1] < inked[0] < inked[2]
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_grid_is_grey_where_samples_are(tmp_path, grey):
+    task = task_of(tmp_path, grid_period=1)
+    task.grey = grey
+    task.finish(1, last=True)
+    assert task.model.greys == [grey]
 
 
 def test_optimiser_and_schedule_are_those_of_the_configuration():
