@@ -162,6 +162,12 @@ TABLE = (
         [""],
         "keys, or 'data', in which a resumed run may differ although they say what is learned",
     ),
+    new(
+        "SOLVER.TRACKERS",
+        [],
+        "programs that show the metrics too, where their libraries are installed; offline",
+        choices=("tensorboard", "wandb", "mlflow"),
+    ),
     new("SOLVER.SAVE_MINUTES", 10.0, "at least so often last.pth is written; 0: only with checkpoints", low=0),
     released("TEST.WEIGHT", "", "the checkpoint to test"),
     new("TEST.FEATURE_STORE", "", "folder that keeps features for the next run with these images and weights; '': none"),

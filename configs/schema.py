@@ -24,7 +24,8 @@ class Key:
 
     Attributes:
         name: with its section, such as 'SOLVER.SEED'.
-        default: also says which type the values have; of a list, which type its items have.
+        default: also says which type the values have; of a list, which type its items have: words if it is empty, and then
+            the values may be empty too.
         meaning: one line for people.
         released: whether the released programs have the key; it keeps its name, place and, but for MODEL.DEVICE, default.
         choices: the words that it takes; any word if empty.
@@ -49,14 +50,23 @@ class Key:
     def takes(self) -> str:
         """The values that the key takes, in words."""
         is_list = isinstance(self.default, list)
-        kind = KINDS[type(self.default[0] if is_list else self.default)]
+        kind = KINDS[type(self._like if is_list else self.default)]
         if self.choices:
             kind = f"one of {', '.join(self.choices)}"
         elif self.high < math.inf:
             kind += f" from {self.low} to {self.high}"
         elif self.low > -math.inf:
             kind += f" of at least {self.low}"
-        return f"a list of {self.length or 'one or more'} items, each {kind}" if is_list else kind
+        return (
+            f"a list of {self.length or ('one or more' if self.default else 'any number of')} items, each {kind}"
+            if is_list
+            else kind
+        )
+
+    @property
+    def _like(self) -> Any:
+        """A value in the type of a list's items."""
+        return self.default[0] if self.default else ""
 
     def convert(self, value: Any) -> Any:
         """`value`, from a file or the command line, in the type of the default.
@@ -67,14 +77,15 @@ class Key:
         value = self._unpack(value)
         if not isinstance(self.default, list):
             return self._item(value, self.default)
-        if not isinstance(value, tuple | list) or not value:
+        value = [value] if isinstance(value, str) and value in self.choices else value
+        if not isinstance(value, tuple | list) or not (value or not self.default):
             raise ValueError
         if self.length and len(value) != self.length:
             raise ValueError(f"its length is {len(value)}")
         items = []
         for number, item in enumerate(value, 1):
             try:
-                items.append(self._item(item, self.default[0]))
+                items.append(self._item(item, self._like))
             except ValueError as error:
                 raise ValueError(f"its item {number} is {shown(item)}") from error
         return items

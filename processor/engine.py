@@ -24,6 +24,7 @@ from utils.errors import PeerError, TrainingError, some
 from utils.log import MetricsWriter, progress
 from utils.memory import fitting
 from utils.seed import seed_step
+from utils.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +46,15 @@ def fit(task: Task, loader, plan: TrainingPlan, *, resume: str | Path = "") -> N
     """
     plan = replace(plan, origin={**plan.origin, DATA: describe_chips(loader.dataset.chips)})
     at = restore(task, plan, resume) if resume else Standing.at_start(task)
-    metrics = MetricsWriter(plan.folder / "metrics.jsonl", keep=at.has_logged)
     loader.batch_sampler.set_epoch(at.epoch)  # for the length of the bar
     logger.info("%s", start_line(task, plan, steps=len(loader)))
     done, total = len(loader) * (at.epoch - 1) + at.step, len(loader) * plan.epochs
-    with Saver(task, plan, loader.dataset.chips) as saver, progress(total, task.name, unit="step", initial=done) as bar:
+    with (
+        open_trackers(plan.trackers, plan.folder, plan.origin.get("config", ""), steps=len(loader)) as also,
+        Saver(task, plan, loader.dataset.chips) as saver,
+        progress(total, task.name, unit="step", initial=done) as bar,
+    ):
+        metrics = MetricsWriter(plan.folder / "metrics.jsonl", keep=at.has_logged, also=also)
         while at.epoch <= plan.epochs:
             last = at.epoch == plan.epochs
             if not at.finished:

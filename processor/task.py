@@ -83,6 +83,7 @@ class TrainingPlan:
         description: what every weights file says of itself (`processor.description`).
         allowed: what a resumed run may differ in although it cannot be meant (`processor.resuming`).
         batch: images of a batch, of all processes, for the log; 0 where it is not known.
+        trackers: programs that show the metrics too (`utils.trackers`).
     """
 
     folder: Path
@@ -97,6 +98,7 @@ class TrainingPlan:
     description: Mapping[str, Any] = field(default_factory=dict)
     allowed: tuple[str, ...] = ()
     batch: int = 0
+    trackers: tuple[str, ...] = ()
 
 
 def build_training_plan(cfg, folder: Path, name: str, *, facts: Mapping[str, Any] | None = None, **origin: Any) -> TrainingPlan:
@@ -114,4 +116,5 @@ def build_training_plan(cfg, folder: Path, name: str, *, facts: Mapping[str, Any
         description=build_description(cfg, name, **facts or {}),
         allowed=tuple(cfg.SOLVER.RESUME_ALLOW),
         batch=cfg.SOLVER.IMS_PER_BATCH,
+        trackers=tuple(cfg.SOLVER.TRACKERS),
     )

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from configs import load_cfg
+from datasets.ships.counts import SIZES
 from tests.commands import call
 from tools import demo
 
@@ -44,7 +46,7 @@ def commands(monkeypatch) -> list[tuple[str, ...]]:
         if arguments[0] == "train.py" or arguments[:2] == ("-m", "bbdm.train"):
             folder = demo.Path(arguments[arguments.index("OUTPUT_DIR") + 1])
             folder.mkdir(parents=True, exist_ok=True)
-            for name in ("best_model_mAP.pth", "bridge_3.pth", "bridge_150.pth"):
+            for name in ("best_model_mAP.pth", "bridge_1.pth", "bridge_3.pth", "bridge_150.pth"):
                 (folder / name).write_bytes(b"weights")
         if arguments[0] == "test.py":
             folder = demo.Path(arguments[arguments.index("OUTPUT_DIR") + 1])
@@ -94,3 +96,17 @@ def test_the_table_says_where_nothing_was_learned(tmp_path):
     for name, content in (("a", results(0.1, 0.05, fused=False)), ("b", results(0.06, 0.0, fused=False))):
         (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
     assert demo._summary(tmp_path / "a", tmp_path / "b").count("does not lie above") == 3
+
+
+def test_the_quick_demo_takes_the_same_path_with_less_of_everything(commands, tmp_path):
+    ended = call(demo.main, "--quick", "--output", tmp_path)
+    assert ended.status == 0, ended.err
+    names = [arguments[1] if arguments[0] == "-m" else arguments[0] for arguments in commands]
+    assert names == ["tools.make_dataset", "train.py", "bbdm.train", "bbdm.sample", "test.py", "test.py"]
+    usual = {name: load_cfg(path) for name, path in (("train.py", demo.REID_CONFIG), ("bbdm.train", demo.BRIDGE_CONFIG))}
+    for name, arguments in zip(names, commands):
+        assert all("procedural_quick" in word for word in arguments if word.startswith(str(tmp_path)))
+        if name in usual:
+            overrides = arguments[arguments.index("DATASETS.ROOT_DIR") :]
+            assert load_cfg(None, overrides).SOLVER.MAX_EPOCHS < usual[name].SOLVER.MAX_EPOCHS
+    assert int(commands[0][commands[0].index("--train-ships") + 1]) < SIZES["tiny"].train.ships

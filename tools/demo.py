@@ -21,10 +21,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.demo",
         description="Data, training, generation, fused test: the whole path on two CPU cores, in minutes.",
-        epilog="examples:\n  python -m tools.demo\n  python -m tools.demo --data <folder that holds HOSS/>",
+        epilog="examples:\n  python -m tools.demo\n  python -m tools.demo --quick\n"
+        "  python -m tools.demo --data <folder that holds HOSS/>",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, help="folder that holds HOSS/; by default procedural ships are drawn")
+    parser.add_argument("--quick", action="store_true", help="a sixth of the ships and little training: under 3 minutes")
     parser.add_argument("--output", type=Path, default=Path("logs/demo"), help="folder for everything that is made (logs/demo)")
     return parser
 
@@ -49,6 +51,11 @@ BRIDGE_CONFIG = "configs/demo_bbdm.yml"
 FEW_CHIPS = ["SOLVER.MAX_EPOCHS", "150", "SOLVER.EVAL_PERIOD", "50", "SOLVER.CHECKPOINT_PERIOD", "150"]
 """Settings of both for a few dozen training chips: an epoch is only a step or three."""
 
+QUICK_SHIPS = ["--train-ships", "40", "--test-ships", "14"]
+QUICK = ["SOLVER.MAX_EPOCHS", "24", "SOLVER.EVAL_PERIOD", "12", "SOLVER.CHECKPOINT_PERIOD", "24"]
+QUICK_BRIDGE = ["SOLVER.MAX_EPOCHS", "1", "BBDM.GRID_PERIOD", "1", "SOLVER.CHECKPOINT_PERIOD", "1", "BBDM.SAMPLE_NUM", "2"]
+"""Settings of --quick: the whole path, too short to learn much across sensors."""
+
 GO_ON = ["SOLVER.RESUME", "auto"]
 
 
@@ -56,20 +63,22 @@ def main(arguments: Sequence[str]) -> None:
     """Run every command of the demo and print one table."""
     args = build_parser().parse_args(arguments)
     setup_logging()
-    output = make_output_dir(str(args.output / ("real" if args.data else "procedural")))
+    kind = ("real" if args.data else "procedural") + ("_quick" if args.quick else "")
+    output = make_output_dir(str(args.output / kind))
     with own_folder(output):
-        _run(output, args.data)
+        _run(output, args.data, quick=args.quick)
 
 
-def _run(output: Path, chips: Path | None) -> None:
+def _run(output: Path, chips: Path | None, *, quick: bool) -> None:
     """The commands, in a folder that this demo holds; what an earlier one has done there is not done again."""
     start = time.perf_counter()
-    data = chips or _draw_data(output / "data")
+    data = chips or _draw_data(output / "data", QUICK_SHIPS if quick else [])
     common = ["--config_file", REID_CONFIG, "DATASETS.ROOT_DIR", str(data)]
-    periods = FEW_CHIPS if chips else []
+    periods = QUICK if quick else FEW_CHIPS if chips else []
+    bridge = QUICK_BRIDGE if quick else periods
     reid = output / "reid"
     _command("train.py", *common, *periods, "OUTPUT_DIR", str(reid), *GO_ON)
-    samples = _generate(output, data, periods)
+    samples = _generate(output, data, bridge)
     fused = ["DATASETS.QUERY_ADD_DIR", str(samples), "DATASETS.GALLERY_ADD_DIR", str(samples)]
     results = _test(*common, *fused, weights=reid / "best_model_mAP.pth")
     untrained = _test(*common, weights=_untrained_weights(output / "untrained", common))
@@ -84,9 +93,9 @@ def _test(*options: str, weights: Path) -> Path:
     return results_path(weights.parent, path=weights, sha256=sha256(weights))
 
 
-def _draw_data(folder: Path) -> Path:
+def _draw_data(folder: Path, options: Sequence[str]) -> Path:
     if not (folder / "HOSS").is_dir():
-        _command("-m", "tools.make_dataset", "--output", str(folder))
+        _command("-m", "tools.make_dataset", "--output", str(folder), *options)
     return folder
 
 

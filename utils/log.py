@@ -147,10 +147,17 @@ class MetricsWriter:
     Args:
         path: the file.
         keep: which of the lines that an earlier run left are this run's too; None: none of them.
+        also: what else takes each new line.
     """
 
-    def __init__(self, path: Path, *, keep: Callable[[dict[str, Any]], bool] | None = None):
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep: Callable[[dict[str, Any]], bool] | None = None,
+        also: Callable[[dict[str, Any]], None] | None = None,
+    ):
+        self.path, self.also = path, also
         if path.is_file() and distributed.is_main():
             lines = path.read_bytes().splitlines()
             read = [parse_metrics(line) for line in lines]
@@ -166,6 +173,8 @@ class MetricsWriter:
             }
             with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(finite) + "\n")
+            if self.also:
+                self.also(finite)
 
 
 def parse_metrics(line: str | bytes) -> dict[str, Any] | None:
