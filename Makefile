@@ -1,7 +1,7 @@
 # make demo    fresh machine -> a table of results   (DATA=<folder that holds HOSS/>: on real chips)
 # make test    fresh machine -> the whole test suite
 # make soak    kills and mutated files by the thousand, hours   (KILLS=200 MUTANTS=10000 SEED=0)
-# make bench   the benchmark tables
+# make bench   the benchmark tables, benchmarks/results-<date>.md among them
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -29,8 +29,7 @@ soak: setup
 	OMP_NUM_THREADS=1 $(RUN) -m tests.soak --kills $(or $(KILLS),200) --mutants $(or $(MUTANTS),10000) --seed $(or $(SEED),0)
 
 bench: setup
-	$(RUN) -m benchmarks.ranking
-	$(RUN) -m benchmarks.interval_coverage
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.cpu
 
 clean:
 	rm -rf $(VENV) logs .pytest_cache .ruff_cache .hypothesis
