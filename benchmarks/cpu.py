@@ -76,7 +76,7 @@ def loss_ways(count: int, ships: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def extraction(bench: Bench) -> Iterator[tuple[str, Ways, int, float]]:
+def extraction_in_turn(bench: Bench) -> Iterator[tuple[str, Ways, int, float]]:
     """Features of a batch of the default size, ViT-B."""
     size = 8 if bench.tiny else 128
     batch = bench.reid_batch(size)
@@ -127,7 +127,7 @@ def reading(bench: Bench) -> Iterator[tuple[str, Ways, int, float]]:
     yield "training chips", ways, count, 0.0
 
 
-def ranking(bench: Bench) -> Iterator[tuple[str, Ways, int, float]]:
+def ranking_in_turn(bench: Bench) -> Iterator[tuple[str, Ways, int, float]]:
     """1,000 queries in a gallery of 20,000, and re-ranking of 5,000 images."""
     queries, gallery = (50, 500) if bench.tiny else (1000, 20_000)
     yield f"ranking {queries} x {gallery}", ranking_ways(queries, gallery), queries, 0.0
@@ -162,25 +162,25 @@ def bridge(bench: Bench) -> Iterator[tuple[str, Ways, int, float]]:
             inputs = model.encode(pictures[0], "cond"), model.encode(pictures[1], "ori")
             model = model.between_latents()
         step = bridge_step(model, accumulation=4) if way.released else our_bridge_step(model, CPU)
-        steps[way.name.replace(", TF32", "")] = partial(_run, partial(step, *inputs), released=way.released)
+        steps[way.name.replace(", TF32", "")] = partial(_run_way, partial(step, *inputs), released=way.released)
     yield f"f4 bridge training step, {size} pictures", steps, size, 0.0
     steps.clear()
     for name, amp in (("released", "off"), ("float32", "off"), ("bf16", "bf16")):
         model = bench.bridge("bbdm_hoss_f4.yml", amp, layout=layout)
-        samplers[name] = partial(_run, partial(draw_samples, model, pictures[0], 3), released=name == "released")
+        samplers[name] = partial(_run_way, partial(draw_samples, model, pictures[0], 3), released=name == "released")
     yield f"f4 sampling, {size} pictures, 3 calls", samplers, size, 0.0
 
 
-def _run(call: Callable[[], object], *, released: bool) -> None:
+def _run_way(call: Callable[[], object], *, released: bool) -> None:
     with released_networks() if released else nullcontext():
         call()
 
 
 JOBS = {
     "losses": losses,
-    "ranking": ranking,
+    "ranking": ranking_in_turn,
     "reading": reading,
-    "extraction": extraction,
+    "extraction": extraction_in_turn,
     "training": training,
     "bridge": bridge,
 }
@@ -206,7 +206,7 @@ def rates_of_products(side: int, rounds: int) -> dict[str, float]:
     return {name: 2 * side**3 / seconds for name, seconds in spent.items()}
 
 
-def measure(name: str, bench: Bench, rounds: int) -> Iterator[Row]:
+def job_rows(name: str, bench: Bench, rounds: int) -> Iterator[Row]:
     """The rows of a job."""
     if bench.left < 20:
         yield Row(name, "", None, note="not run: no time left")
@@ -321,7 +321,7 @@ def main() -> None:
         bench.rates = rates_of_products(512 if arguments.tiny else 2048, arguments.rounds)
         rows, scaling = [], []
         for name in arguments.only:
-            rows += [] if name == "scaling" else measure(name, bench, arguments.rounds)
+            rows += [] if name == "scaling" else job_rows(name, bench, arguments.rounds)
             scaling += slopes(bench, arguments.rounds) if name == "scaling" else []
             print(f"{name} done, {bench.left:.0f} s left", flush=True)
     told = f"--rounds {arguments.rounds} --only {' '.join(arguments.only)}{' --tiny' if arguments.tiny else ''}"
