@@ -6,6 +6,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -326,3 +327,13 @@ def test_a_run_whose_files_are_damaged_is_named(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=rf"{name} is damaged"):
         read_runs([tmp_path])
+
+
+def test_a_text_of_numbers_that_are_no_letters_is_refused(tmp_path):
+    letters = np.array([ord("{"), 0x7FFFFFFF], np.uint32).view("<U2").reshape(())
+    np.savez(tmp_path / "ranking.npz", facts=letters)
+    with pytest.raises(DataError, match="no letters"):
+        read_lists(tmp_path / "ranking.npz")
+    np.savez(tmp_path / "ranking.npz", facts=np.arange(3))
+    with pytest.raises(DataError, match="no text"):
+        read_lists(tmp_path / "ranking.npz")

@@ -226,3 +226,17 @@ def process_of_rank(rank: int, parent: int) -> int:
         except OSError:
             continue
     raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for a process in /proc")
+def test_torchrun_starts_a_job_anew_whose_process_died_and_it_goes_on(done, tmp_path):
+    words = json.loads((done / "two.json").read_text())[0][1:]
+    changes = ["OUTPUT_DIR", tmp_path / "run", "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.RESUME", "auto"]
+    with started("--max_restarts=1", "train.py", *words, *changes) as program:
+        wait_for(tmp_path / "run" / "transformer_1.pth", program)
+        os.kill(process_of_rank(1, program.pid), signal.SIGKILL)
+        _, told = program.communicate(timeout=240)
+    assert program.returncode == 0, told
+    assert "going on from" in told
+    one, other = load(done / "one" / "train" / "transformer_5.pth"), load(tmp_path / "run" / "transformer_5.pth")
+    assert all(torch.allclose(one[key].float(), other[key].float(), atol=1e-4) for key in one)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -153,7 +154,7 @@ def read_lists(path: Path) -> RunLists | None:
     try:
         _check_arrays(path)
         with np.load(path, allow_pickle=False) as file:
-            facts: dict[str, Any] = parse_json(file["facts"].item())
+            facts: dict[str, Any] = parse_json(_text_of(file["facts"]))
             keys = [tuple(key.split("/")) for key in facts.pop("lists")]
             lists = {key: ProtocolLists(**{name: file["/".join((*key, name))] for name in FIELDS}) for key in keys}
         images = [
@@ -164,6 +165,16 @@ def read_lists(path: Path) -> RunLists | None:
     except Exception as error:  # zlib, tokenize and zipfile each have errors of their own at damaged arrays
         fault = shorten(str(error), 100)
         raise DataError(f"{path} is no ranking of a test, or is damaged ({fault}); test again") from error
+
+
+def _text_of(array: np.ndarray) -> str:
+    """The text of an array; NumPy makes one of any numbers, and Python then stumbles over what are no letters."""
+    if array.dtype.kind != "U" or array.ndim:
+        raise ValueError("its facts are no text")
+    letters = np.atleast_1d(array).view(np.dtype("u4").newbyteorder(array.dtype.byteorder))
+    if letters.size and letters.max() > sys.maxunicode:
+        raise ValueError("its facts hold what are no letters")
+    return array.item()
 
 
 def _check_arrays(path: Path) -> None:

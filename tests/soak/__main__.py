@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
             faults += len(tried.faults)
             tell(" ".join(map(str, rows[-1])))
             for number, fault in list(tried.faults.items())[:3]:
-                tell(f"FAULT {reader.name} {number}: {fault}")
+                tell(ascii(f"FAULT {reader.name} {number}: {fault}"))
     if rows:
         print(table(["reader", "mutants", "read", "refused", "faults", "slowest (s)"], rows))
     return 1 if faults else 0
