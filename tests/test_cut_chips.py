@@ -231,3 +231,15 @@ def test_faults_of_boxes_are_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         read_boxes(tmp_path / name)
+
+
+def test_a_map_that_is_neither_of_degrees_nor_of_metres_is_told(tmp_path):
+    shape = {"width": 64, "height": 64, "count": 1, "dtype": "float32"}
+    with rasterio.open(
+        tmp_path / "s_SAR.tif", "w", driver="GTiff", crs="EPSG:4978", transform=from_origin(0, 0, 2, 2), **shape
+    ) as file:
+        file.write(np.ones((1, 64, 64), np.float32))
+    (tmp_path / "boxes.csv").write_text("xmin,ymin,xmax,ymax\n20,20,40,44\n")
+    words = ["--scene", tmp_path / "s_SAR.tif", "--boxes", tmp_path / "boxes.csv", "--output", tmp_path / "out"]
+    with pytest.raises(DataError, match="s_SAR.tif"):
+        cut_chips.main([str(word) for word in words])

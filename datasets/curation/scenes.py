@@ -14,7 +14,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import from_gcps
 from rasterio.warp import transform as between_maps
@@ -73,7 +73,7 @@ def open_scene(path: Path) -> Iterator[DatasetReader]:
             if np.iscomplexobj(np.zeros(0, scene.dtypes[0] if "complex_int" not in scene.dtypes[0] else complex)):
                 raise DataError(f"{path} holds complex values (SLC); detect it first: save amplitudes or intensities")
             yield scene
-    except RasterioError as error:
+    except (RasterioError, CRSError) as error:
         raise DataError(f"{path} cannot be read as a scene ({' '.join(str(error).split())}); name a GeoTIFF") from error
 
 
@@ -132,8 +132,10 @@ def metres_of_pixels(scene: DatasetReader, place: NDArray[np.float64], pixel_siz
     if crs.is_geographic:
         latitude = _on_map(transform, place)[1]
         scale = np.array([DEGREE * np.cos(np.deg2rad(latitude)), DEGREE])
-    else:
+    elif crs.is_projected:
         scale = np.full(2, float(crs.linear_units_factor[1]))
+    else:
+        raise DataError(f"{scene.name} has a map that is neither of degrees nor of metres; give --pixel-size in metres")
     return np.diag([1.0, -1.0]) @ np.diag(scale) @ jacobian
 
 
