@@ -241,5 +241,5 @@ def test_a_map_that_is_neither_of_degrees_nor_of_metres_is_told(tmp_path):
         file.write(np.ones((1, 64, 64), np.float32))
     (tmp_path / "boxes.csv").write_text("xmin,ymin,xmax,ymax\n20,20,40,44\n")
     words = ["--scene", tmp_path / "s_SAR.tif", "--boxes", tmp_path / "boxes.csv", "--output", tmp_path / "out"]
-    with pytest.raises(DataError, match="s_SAR.tif"):
+    with pytest.raises(DataError, match=r"s_SAR\.tif"):
         cut_chips.main([str(word) for word in words])
