@@ -80,3 +80,11 @@ def list_of(kind: type) -> Any:
 
     parse.__name__ = f"list of {kind.__name__}"
     return parse
+
+
+def add_spaces(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that tries common spaces: `--kinds`, `--shrinkages`, `--dimensions`."""
+    kinds, shares, counts = ["centre", "ridge", "lda", "cca"], [0.001, 0.003, 0.01, 0.03, 0.1], [32, 64, 128]
+    parser.add_argument("--kinds", type=list_of(str), default=kinds, metavar="A,B", help="of spaces (centre,ridge,lda,cca)")
+    parser.add_argument("--shrinkages", type=list_of(float), default=shares, metavar="A,B", help="of spaces (0.001 to 0.1)")
+    parser.add_argument("--dimensions", type=list_of(int), default=counts, metavar="A,B", help="of spaces (32,64,128)")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.parser import answer_help, config_parser, list_of
+from configs.parser import add_spaces, answer_help, config_parser, list_of
 
 TAUS = [0.0, 0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 
@@ -36,16 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--spare", type=Path, metavar="DIR", help=spare.format("<ROOT_DIR>/spare/test"))
     parser.add_argument("--val-spare", type=Path, metavar="DIR", help=spare.format("<ROOT_DIR>/spare/train"))
     parser.add_argument("--taus", type=list_of(float), default=TAUS, metavar="A,B", help="weights to try (0, 0.02, 0.1 to 1)")
-    parser.add_argument(
-        "--kinds",
-        type=list_of(str),
-        default=["centre", "ridge", "lda", "cca"],
-        metavar="A,B",
-        help="of spaces (centre,ridge,lda,cca)",
-    )
-    shares, counts = [0.001, 0.003, 0.01, 0.03, 0.1], [32, 64, 128]
-    parser.add_argument("--shrinkages", type=list_of(float), default=shares, metavar="A,B", help="of spaces (0.001 to 0.1)")
-    parser.add_argument("--dimensions", type=list_of(int), default=counts, metavar="A,B", help="of spaces (32,64,128)")
+    add_spaces(parser)
     parser.add_argument("--metric", default="mAP", choices=("mAP", "R1"), help="whose gap it is (mAP)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
     parser.add_argument("--verbose", action="store_true", help="say also what figures count, and how intervals are made")

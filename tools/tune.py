@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from configs.parser import answer_help, config_parser, list_of
+from configs.parser import add_spaces, answer_help, config_parser, list_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,20 +27,11 @@ def build_parser() -> argparse.ArgumentParser:
         weights="TEST.WEIGHT",
     )
     parser.add_argument("--store", action="append", default=[], metavar="DIR", help="generated samples; may be given again")
-    taus = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
-    parser.add_argument("--taus", type=list_of(float), default=taus, metavar="A,B", help="weights to try (0.005 to 0.2)")
+    taus = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9]
+    parser.add_argument("--taus", type=list_of(float), default=taus, metavar="A,B", help="weights to try (0.01 to 0.9)")
     parser.add_argument("--samples", type=list_of(int), default=[], metavar="A,B", help="values of K to try (1, half, all)")
     parser.add_argument("--space", action="store_true", help="also try common spaces")
-    parser.add_argument(
-        "--kinds",
-        type=list_of(str),
-        default=["centre", "ridge", "lda", "cca"],
-        metavar="A,B",
-        help="of spaces (centre,ridge,lda,cca)",
-    )
-    shares, counts = [0.001, 0.003, 0.01, 0.03, 0.1], [32, 64, 128]
-    parser.add_argument("--shrinkages", type=list_of(float), default=shares, metavar="A,B", help="of spaces (0.001 to 0.1)")
-    parser.add_argument("--dimensions", type=list_of(int), default=counts, metavar="A,B", help="of spaces (32,64,128)")
+    add_spaces(parser)
     parser.add_argument("--rerank", action="store_true", help="also try re-ranking")
     parser.add_argument("--k1", type=list_of(int), default=[10, 20, 50], metavar="A,B", help="of re-ranking (10,20,50)")
     parser.add_argument("--k2", type=list_of(int), default=[1, 6, 15], metavar="A,B", help="of re-ranking (1,6,15)")
