@@ -167,7 +167,7 @@ def draw_sheet(ranked: RankedList, read: ChipReading) -> Image.Image:
     """The query and what it found, side by side in frames, each as the network sees it before resizing, with its whole name."""
     width, height = CELL
     records = (ranked.query, *ranked.found)
-    captions = ["query", *(f"{rank}: {distance:.3f}" for rank, distance in enumerate(ranked.distances, start=1))]
+    captions = ["query", *(f"{rank}: {distance:.2g}" for rank, distance in enumerate(ranked.distances, start=1))]
     # The built-in font has Latin letters only.
     texts = [
         "\n".join([caption, *textwrap.wrap(record.path.name.encode("ascii", "replace").decode(), LETTERS)])
