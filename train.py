@@ -10,7 +10,7 @@ from configs.parser import answer_help, config_parser
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     example = "python train.py --config_file configs/hoss_transoss.yml DATASETS.ROOT_DIR data SOLVER.SEED 1"
-    offers = ("hoss_transoss.yml", "hoss_baseline.yml", "*sdf*.yml", "ablation_[123]_*.yml", "demo_reid.yml")
+    offers = ("hoss_transoss.yml", "hoss_baseline.yml", "*sdf*.yml", "ablation_[123]_*.yml", "mos_best.yml", "demo_reid.yml")
     return config_parser("train.py", "Train a re-identification model on a data set in HOSS layout.", example, offers=offers)
 
 
