@@ -47,7 +47,7 @@ def load_cfg(
     settings = list(_read_file(Path(config_file))) if config_file else []
     settings += _settings_of_sdf_net(settings, config_file)
     for source, name, value in [*base, *settings, *_read_overrides(overrides)]:
-        if (name, str(value).lower()) == ("SOLVER.IMS_PER_BATCH", "auto"):  # the batch as it is, in parts that fit
+        if name == "SOLVER.IMS_PER_BATCH" and value in ("auto", "Auto", "AUTO"):  # the batch as it is, in parts that fit
             name, value = "SOLVER.IMS_PER_PASS", -1
         _set(cfg, name, value, source)
         named.add(name)

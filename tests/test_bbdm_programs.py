@@ -100,7 +100,7 @@ def test_training_leaves_what_was_promised(trained):
     assert {"loss", "lr"} <= steps[0].keys()
     assert all(np.isfinite(line["validation_loss"]) for line in lines if "validation_loss" in line)
     with Image.open(trained / "grids" / "epoch_0002.png") as grid:
-        assert grid.size == (3 * 8, 2 * 16)  # optical | SAR | generated, two held-out pairs
+        assert grid.size == (12 * 3 * 8, 16 + 12 * 2 * 16)  # labels; optical | SAR | generated, two held-out pairs, enlarged
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(data, trained, tmp_path):

@@ -14,6 +14,7 @@ import tools.inspect_weights as inspection
 import train
 import train_pair
 from configs import load_cfg
+from datasets.records import Batch
 from datasets.transforms import augment, jitter_colours
 from loss.criterion import build_criterion
 from loss.terms import orthogonality, structure_consistency
@@ -208,17 +209,10 @@ def test_the_switch_between_before_and_after_the_neck_works(fusion):
     output = model(**pictures())
     found = {}
     for neck in ("before", "after"):
-        batch = pictures()
-
-        class Images:
-            indices = torch.arange(6)
-            images, modalities, sizes = batch["images"], batch["modalities"], batch["sizes"]
-
-            def to(self, device):
-                return self
-
+        own = pictures()
+        batch = Batch(own["images"], own["sizes"], own["modalities"], None, torch.arange(6))
         found[neck] = extract_features(
-            model, [Images()], count=6, device=torch.device("cpu"), precision=Precision("cpu"), neck=neck
+            model, [batch], count=6, device=torch.device("cpu"), precision=Precision("cpu"), neck=neck
         )
     torch.testing.assert_close(found["before"], output.feature)
     torch.testing.assert_close(found["after"], output.neck_feature)

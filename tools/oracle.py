@@ -276,7 +276,7 @@ def tell_gap(command: Command) -> dict[str, Any]:
         report[protocol] = report_rows(settle_rows(trials, validating, protocol, args.metric), args.metric)
         share = f"{movable[protocol]} of {score.queries_counted} queries"
         print(f"\n{format_rows(report[protocol], protocol, args.metric)}")
-        print(f"whatever the pictures, tau {RELEASED_TAU:g} can change the first rank of {share} at most")
+        print(f"tau {RELEASED_TAU:g} can change the first rank of {share} at most")
     return {**facts, "protocols": report, "movable": movable}
 
 
