@@ -86,8 +86,8 @@ def test_a_rank_alone_that_is_asked_ends_all_at_one_step_and_they_go_on_to_the_b
     ended = launch(tmp_path / "b", *words, "OUTPUT_DIR", str(tmp_path / "parts"), STOP_STEP="3")
     assert ended.returncode != 0
     assert ended.stderr.count("error: ended by SIGTERM") == 1, ended.stderr
-    within = load(tmp_path / "parts" / "last.pth")["within"]
-    assert 3 <= within["step"] < 8
+    last = load(tmp_path / "parts" / "last.pth")
+    assert 3 <= 8 * last["epoch"] + last["within"]["step"] < 16  # a signal may be slow to arrive
     ended = launch(tmp_path / "c", *words, "OUTPUT_DIR", str(tmp_path / "parts"), "SOLVER.RESUME", "auto")
     assert ended.returncode == 0, ended.stderr
     whole, parts = (load(tmp_path / folder / "last.pth") for folder in ("whole", "parts"))
