@@ -87,7 +87,8 @@ def test_a_rank_alone_that_is_asked_ends_all_at_one_step_and_they_go_on_to_the_b
     assert ended.returncode != 0
     assert ended.stderr.count("error: ended by SIGTERM") == 1, ended.stderr
     last = load(tmp_path / "parts" / "last.pth")
-    assert 8 * last["epoch"] + last["within"]["step"] < 16  # at or after step 3, but a signal may be slow to arrive
+    # Ranks ask one another the more seldom the faster the steps are, and after every epoch: that of the signal at the latest.
+    assert 3 <= 8 * last["epoch"] + last["within"]["step"] <= 8
     ended = launch(tmp_path / "c", *words, "OUTPUT_DIR", str(tmp_path / "parts"), "SOLVER.RESUME", "auto")
     assert ended.returncode == 0, ended.stderr
     whole, parts = (load(tmp_path / folder / "last.pth") for folder in ("whole", "parts"))
